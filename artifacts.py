@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the stages hand over: frozen values, so that no stage can reach into another."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from .models.family import Preprocessing
+
+Precision = Literal["fp32", "fp16", "bf16"]
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Which model this is, and what it takes and gives.
+
+    Attributes:
+        image_size: (height, width) in pixels.
+        weights: where they come from: a checkpoint's file name, or the seed they were drawn from.
+        checkpoint_sha256: None for seeded random weights.
+        outputs: names of the graph's outputs, in order.
+    """
+
+    name: str
+    short_name: str
+    family: str
+    image_size: tuple[int, int]
+    in_chans: int
+    num_classes: int
+    features: bool
+    parameters: int
+    weights: str
+    checkpoint_sha256: str | None
+    preprocessing: Preprocessing
+    outputs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Traced:
+    """The model as ONNX, mixer ops as single nodes, nothing rewritten yet."""
+
+    spec: ModelSpec
+    model: ir.Model
+    opset: int
+
+
+@dataclass(frozen=True)
+class PassRecord:
+    """One pass as it ran: how many places it rewrote, and the graph's node count after it."""
+
+    name: str
+    rewrites: int
+    nodes: int
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """A graph in the form one target wants, in float32."""
+
+    spec: ModelSpec
+    model: ir.Model
+    form: str
+    passes: tuple[PassRecord, ...] = ()
+
+
+@dataclass(frozen=True)
+class KeptLayer:
+    """Nodes of one module that stay in float32 in a low-precision graph, and why."""
+
+    module: str
+    ops: tuple[str, ...]
+    reason: str
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A lowered graph in its final precision.
+
+    Attributes:
+        layers: nodes per precision, by module group (for instance "stages.2": {"fp16": 93}).
+    """
+
+    spec: ModelSpec
+    model: ir.Model
+    form: str
+    precision: Precision
+    kept: tuple[KeptLayer, ...] = ()
+    layers: dict[str, dict[str, int]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class OutOfRange:
+    """A layer whose float32 values do not fit float16 on the sample batch."""
+
+    module: str
+    op: str
+    value: str
+    max_abs: float
+
+
+@dataclass(frozen=True)
+class OutputParity:
+    """One output of the exported model against eager PyTorch, worst over the batches.
+
+    Attributes:
+        max_abs: largest absolute difference, in units of the output.
+        max_rel: largest absolute difference over the reference's standard deviation.
+        rms_rel: root mean square difference over the reference's standard deviation.
+        cosine: cosine similarity of the flattened outputs.
+        top1_agreement: share of images with the same first class (1.0 for feature maps: none is asked).
+        top5_agreement: mean share of the first five classes that both have.
+    """
+
+    name: str
+    max_abs: float
+    max_rel: float
+    rms_rel: float
+    cosine: float
+    top1_agreement: float
+    top5_agreement: float
+
+
+@dataclass(frozen=True)
+class ParityReport:
+    """Whether the exported model computes what eager PyTorch computes, and by what margin."""
+
+    passed: bool
+    precision: Precision
+    images: int
+    image_source: str
+    batches: tuple[int, ...]
+    outputs: tuple[OutputParity, ...]
+    methods: tuple[str, ...]
+    thresholds: dict[str, float]
+    failures: tuple[str, ...] = ()
+    out_of_range: tuple[OutOfRange, ...] = ()
+
+
+@dataclass(frozen=True)
+class BenchRow:
+    """Latency of one runtime at one precision and batch, in milliseconds per batch."""
+
+    runtime: str
+    precision: str
+    batch: int
+    median_ms: float
+    p90_ms: float
+    speedup_over_eager: float
+
+
+@dataclass(frozen=True)
+class BenchReport:
+    """Latencies measured side by side in one run.
+
+    Attributes:
+        speedup_over_eager: of the delivered model.onnx at the first batch size.
+    """
+
+    machine: str
+    threads: int
+    iterations: int
+    results: tuple[BenchRow, ...]
+    speedup_over_eager: float
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What was made, from what, by what, and what holds of it; manifest.json."""
+
+    content: dict[str, Any]

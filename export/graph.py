@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reading and rewriting ONNX graphs: the few operations that the passes share."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+SCOPES = "pkg.torch.onnx.name_scopes"
+"""Key under which torch's exporter keeps a node's module path, outermost first, then the call."""
+
+
+def module_of(node: ir.Node) -> str:
+    """Path of the PyTorch module that a node comes from, for instance "stages.2.0.gnconv"; "" for the root."""
+    scopes = ast.literal_eval(node.metadata_props.get(SCOPES, "[]"))
+    return str(scopes[-2]) if len(scopes) > 1 else ""
+
+
+def constant(value: ir.Value | None) -> NDArray[Any] | None:
+    """The array behind an initializer or a Constant node, None if the value is computed."""
+    tensor = None if value is None else ir.convenience.get_const_tensor(value)
+    return None if tensor is None else tensor.numpy()
+
+
+def producer(value: ir.Value | None, op_type: str) -> ir.Node | None:
+    """The standard-domain node of that type that makes the value, or None."""
+    node = None if value is None else value.producer()
+    return node if node is not None and node.domain == "" and node.op_type == op_type else None
+
+
+def only_use(value: ir.Value) -> bool:
+    """Whether exactly one node input reads the value, and no graph output is it."""
+    return len(value.uses()) == 1 and not value.is_graph_output()
+
+
+def size(value: ir.Value, axis: int) -> int:
+    """Static length of one axis; raises ValueError where it is dynamic or unknown."""
+    length = None if value.shape is None else value.shape[axis]
+    if not isinstance(length, int):
+        raise ValueError(f"axis {axis} of {value.name} is not static")
+    return length
+
+
+def attribute(node: ir.Node, name: str, default: Any = None) -> Any:
+    """Value of an attribute, or the default where the node does not carry it."""
+    found = node.attributes.get(name)
+    return default if found is None else found.value
+
+
+class Builder:
+    """Inserts nodes before `anchor`, with its metadata, so that new nodes lead back to its module."""
+
+    def __init__(self, anchor: ir.Node) -> None:
+        graph = anchor.graph
+        if not isinstance(graph, ir.Graph):
+            raise TypeError("the anchor is not in a graph")
+        self.anchor = anchor
+        self.graph = graph
+
+    def constant(self, name: str, array: NDArray[Any]) -> ir.Value:
+        """A new initializer; the name is made unique."""
+        unique, n = name, 1
+        while unique in self.graph.initializers:
+            unique, n = f"{name}_{n}", n + 1
+        value = ir.val(unique, const_value=ir.tensor(np.ascontiguousarray(array), name=unique))
+        self.graph.register_initializer(value)
+        return value
+
+    def node(
+        self,
+        op_type: str,
+        inputs: Sequence[ir.Value | None],
+        attributes: Mapping[str, Any] | None = None,
+        *,
+        like: ir.Value | None = None,
+        shape: Sequence[Any] | None = None,
+        outputs: int = 1,
+        domain: str = "",
+    ) -> ir.Node:
+        """A new node; `like` gives the output's type and (unless `shape` is given) its shape."""
+        node = ir.node(
+            op_type,
+            inputs,
+            attributes,
+            domain=domain,
+            num_outputs=outputs,
+            metadata_props=dict(self.anchor.metadata_props),
+        )
+        for output in node.outputs:
+            if like is not None:
+                output.type = like.type
+                output.shape = like.shape if shape is None else ir.Shape(shape)
+        self.graph.insert_before(self.anchor, node)
+        return node
+
+    def value(self, op_type: str, inputs: Sequence[ir.Value | None], **keywords: Any) -> ir.Value:
+        """Like `node`, for nodes with one output: returns it."""
+        return self.node(op_type, inputs, **keywords).outputs[0]
+
+
+def replace(old: ir.Value, new: ir.Value) -> None:
+    """Let every reader of `old`, graph outputs included, read `new`; then drop old's node if it is dead."""
+    if new.type is None:
+        new.type = old.type
+    if new.shape is None:
+        new.shape = old.shape
+    ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
+    remove_if_dead(old.producer())
+
+
+def remove_if_dead(node: ir.Node | None) -> None:
+    """Remove a node that nothing reads, and then its producers likewise."""
+    if node is None or node.graph is None:
+        return
+    if any(output.uses() or output.is_graph_output() for output in node.outputs):
+        return
+    producers = [value.producer() for value in node.inputs if value is not None]
+    node.graph.remove(node, safe=True)
+    for each in producers:
+        remove_if_dead(each)

@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which passes make which form, in order."""
+
+from __future__ import annotations
+
+from .attach_plugin import AttachPlugin
+from .base import Pass
+from .clean_up import CleanUp
+from .distribute_splits import DistributeSplits
+from .fold_scales import FoldScales
+from .fuse_channel_layer_norm import FuseChannelLayerNorm
+from .global_filter_to_matmul import GlobalFilterToMatmul
+from .linear_to_pointwise_conv import LinearToPointwiseConv
+from .merge_transposes import MergeTransposes
+from .name_after_modules import NameAfterModules
+from .resize_spectral_filters import ResizeSpectralFilters
+
+_COMMON: tuple[Pass, ...] = (
+    ResizeSpectralFilters(),
+    FuseChannelLayerNorm(),
+    FoldScales(),  # after the norms: gnConv's s goes into a global-local filter's last norm
+)
+
+PORTABLE: tuple[Pass, ...] = (
+    *_COMMON,
+    GlobalFilterToMatmul(),
+    LinearToPointwiseConv(),  # after FoldScales, which clears the factor between linear and transpose
+    MergeTransposes(),
+    DistributeSplits(),
+    CleanUp(),
+    NameAfterModules(),  # last: names are derived from what is left
+)
+"""Standard operators only, for ONNX Runtime, OpenVINO and any other ONNX consumer."""
+
+PLUGIN: tuple[Pass, ...] = (
+    *_COMMON,
+    MergeTransposes(),
+    AttachPlugin(),
+    CleanUp(),
+    NameAfterModules(),
+)
+"""Mixer ops as plugin nodes, for TensorRT; splits and linear layers stay whole, as its own fusions want them."""
+
+FORMS: dict[str, tuple[Pass, ...]] = {"portable": PORTABLE, "plugin": PLUGIN}

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Split after convolutions -> one convolution for each part, and no Split."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import onnx_ir as ir
+
+from ..graph import Builder, attribute, constant, only_use, replace, size
+from .base import Pass, no_match
+
+
+@dataclass(frozen=True)
+class DistributeSplits(Pass):
+    """Split(Conv(x)) over channels becomes a Conv for each part with its rows of the weight, also through
+    depthwise convolutions and other splits in between.
+
+    In ONNX Runtime's blocked layout a Split copies the map into NCHW and back; its parts as separate
+    convolutions stay in the layout (hornet_t: 120 reorders of 152 go). A Split that would only move
+    up, not disappear, is left alone.
+    """
+
+    def rewrite(self, model: ir.Model) -> int:
+        rewrites = 0
+        # From the last to the first: a lower Split first moves above its depthwise convolution, where
+        # it merges with the Split that made that convolution's input.
+        for node in reversed(list(model.graph)):
+            if node.op_type == "Split" and node.graph is not None and attribute(node, "axis", 0) == 1:
+                rewrites += _distribute(node)
+        return rewrites
+
+
+def _distribute(split: ir.Node) -> bool:
+    source = split.inputs[0]
+    if source is None or any(output.is_graph_output() for output in split.outputs) or not _disappears(source):
+        no_match("it does not end in a convolution that only it reads", split)
+        return False
+    bounds = np.cumsum([0, *(size(output, 1) for output in split.outputs)]).tolist()
+    for output, (start, stop) in zip(split.outputs, pairwise(bounds), strict=True):
+        if output.uses():
+            replace(output, _part(source, start, stop))
+    return True
+
+
+def _disappears(value: ir.Value) -> bool:
+    """Whether the value's channels can be made part by part, down to a full convolution."""
+    node = value.producer()
+    if node is None or not only_use(value) or node.inputs[0] is None:
+        return False
+    if node.op_type == "Split":
+        return attribute(node, "axis", 0) == 1 and _disappears(node.inputs[0])
+    if node.op_type != "Conv" or any(constant(weight) is None for weight in node.inputs[1:]):
+        return False
+    return attribute(node, "group", 1) == 1 or (_depthwise(node) and _disappears(node.inputs[0]))
+
+
+def _depthwise(conv: ir.Node) -> bool:
+    weight = constant(conv.inputs[1])
+    return weight is not None and weight.shape[:2] == (attribute(conv, "group", 1), 1)
+
+
+def _part(value: ir.Value, start: int, stop: int) -> ir.Value:
+    """Channels start..stop of the value, made by convolutions of their own."""
+    node = value.producer()
+    if node is None or node.inputs[0] is None:
+        raise ValueError(f"{value.name} is not computed")
+    if node.op_type == "Split":
+        offset = sum(size(output, 1) for output in node.outputs[: value.index() or 0])
+        return _part(node.inputs[0], offset + start, offset + stop)
+    x = node.inputs[0]
+    attributes = dict(node.attributes)
+    if _depthwise(node) and attribute(node, "group", 1) > 1:
+        x = _part(x, start, stop)
+        attributes["group"] = ir.AttrInt64("group", stop - start)
+    build = Builder(node)
+    weights = [
+        build.constant(f"{weight.name}.{start}_{stop}", np.asarray(constant(weight))[start:stop])
+        for weight in node.inputs[1:]
+        if weight is not None
+    ]
+    shape = None if value.shape is None else [value.shape[0], stop - start, *list(value.shape)[2:]]
+    return build.value("Conv", [x, *weights], attributes=attributes, like=value, shape=shape)

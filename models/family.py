@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a model family says about itself, as data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ImageSizeError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How an image becomes the model's input.
+
+    The shorter side is resized to `size / crop`, the centre `size` is cut out, values are scaled
+    to [0, 1] and normalised by `mean` and `std` per channel.
+    """
+
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    interpolation: str = "bicubic"
+    crop: float = 0.875
+
+
+@dataclass(frozen=True)
+class SizeRule:
+    """Which image sizes a variant can run at: every height and width that is a multiple of `multiple`."""
+
+    multiple: int = 32
+
+    def check(self, model: str, height: int, width: int) -> None:
+        """Raise ImageSizeError, naming sizes that work, unless height x width (pixels) is allowed."""
+        if all(side >= self.multiple and side % self.multiple == 0 for side in (height, width)):
+            return
+        near = "x".join(str(self._nearest(side)) for side in (height, width))
+        raise ImageSizeError(
+            f"{model} needs a height and a width that are multiples of {self.multiple}; "
+            f"got {height}x{width}. The nearest size that works is {near}."
+        )
+
+    def _nearest(self, side: int) -> int:
+        return max(self.multiple, round(side / self.multiple) * self.multiple)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One named model of a family.
+
+    Attributes:
+        name: the authors' name.
+        short_name: what most people type.
+        config: the family's own frozen hyperparameters; only the family's `build` reads them.
+        parameters: number of parameters with 1000 classes and 3 input channels.
+        image_size: side in pixels of the square images the authors' checkpoints expect.
+        preprocessing: how an image becomes the input.
+        mixer_ops: operators of the metaformer domain that the traced graph holds.
+    """
+
+    name: str
+    short_name: str
+    config: Any
+    parameters: int
+    image_size: int = 224
+    preprocessing: Preprocessing = Preprocessing()
+    mixer_ops: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What a caller may change about a variant."""
+
+    num_classes: int = 1000
+    in_chans: int = 3
+    features: bool = False
+
+
+@dataclass(frozen=True)
+class Family:
+    """A model family: its variants, what it can do, and how to build one.
+
+    Attributes:
+        name: lower-case identifier.
+        title: how the authors write it.
+        paper: where its mathematics is from.
+        build: makes the module with uninitialised weights.
+        classifier: prefix of the parameters of the classification head.
+        features: what `features=True` returns, or "" if the family has no stage maps.
+    """
+
+    name: str
+    title: str
+    paper: str
+    variants: tuple[Variant, ...]
+    build: Callable[[Any, BuildOptions], nn.Module]
+    classifier: str = "head"
+    size_rule: SizeRule = SizeRule()
+    features: str = ""

@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Normalisation layers that torch.nn does not have."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class ChannelLayerNorm(nn.Module):
+    """LayerNorm over the channels of an NCHW map: (B, C, H, W) -> (B, C, H, W), biased variance.
+
+    Source: HorNet, "LayerNorm ... channels_first". Written out as the authors do, so that eager
+    results are theirs; the exporter fuses it (export/passes/fuse_layer_norm.py).
+    """
+
+    def __init__(self, channels: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        centred = x - x.mean(1, keepdim=True)
+        variance = centred.pow(2).mean(1, keepdim=True)
+        normalised = centred / torch.sqrt(variance + self.eps)
+        return self.weight[:, None, None] * normalised + self.bias[:, None, None]

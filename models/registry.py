@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: Apache-2.0
+"""All families, in the order that `--list` shows them. A new family is one import and one line."""
+
+from __future__ import annotations
+
+import difflib
+
+from ..errors import UnknownModelError
+from . import hornet
+from .family import Family, Variant
+
+FAMILIES: tuple[Family, ...] = (hornet.FAMILY,)
+
+
+def variants() -> list[tuple[Family, Variant]]:
+    """Every variant with its family."""
+    return [(family, variant) for family in FAMILIES for variant in family.variants]
+
+
+def find(name: str) -> tuple[Family, Variant]:
+    """The family and variant of a full or short name; UnknownModelError suggests the nearest names."""
+    wanted = name.strip().lower().replace("-", "_")
+    for family, variant in variants():
+        if wanted in (variant.name, variant.short_name):
+            return family, variant
+    known = sorted({n for _, variant in variants() for n in (variant.name, variant.short_name)})
+    near = difflib.get_close_matches(wanted, known, n=3, cutoff=0.6)
+    hint = f"Did you mean {' or '.join(near)}?" if near else "See metaformer-export --list."
+    raise UnknownModelError(f"unknown model {name!r}. {hint}")
