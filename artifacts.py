@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -157,14 +158,15 @@ class BenchReport:
     """Latencies measured side by side in one run.
 
     Attributes:
-        speedup_over_eager: of the delivered model.onnx at the first batch size.
+        speedup_over_eager: of the delivered model.onnx at the first batch size; None where this machine
+            cannot run its precision (bfloat16 on a CPU).
     """
 
     machine: str
     threads: int
     iterations: int
     results: tuple[BenchRow, ...]
-    speedup_over_eager: float
+    speedup_over_eager: float | None
     versions: dict[str, str] = field(default_factory=dict)
 
 
@@ -173,3 +175,16 @@ class Manifest:
     """What was made, from what, by what, and what holds of it; manifest.json."""
 
     content: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """What an export left behind; `folder` holds model.onnx, the reports and manifest.json."""
+
+    folder: Path
+    spec: ModelSpec
+    precision: Precision
+    parity: ParityReport
+    bench: BenchReport
+    manifest: Manifest
+    notes: tuple[str, ...]

@@ -13,6 +13,13 @@ from numpy.typing import NDArray
 
 SCOPES = "pkg.torch.onnx.name_scopes"
 """Key under which torch's exporter keeps a node's module path, outermost first, then the call."""
+MIXER_OP = "metaformer.mixer_op"
+"""Key under which a node says which mixer op it was expanded from."""
+
+MOVES_DATA = frozenset(
+    {"Concat", "Expand", "Flatten", "Gather", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"}
+)
+"""Operators without arithmetic: exact in any type."""
 
 
 def module_of(node: ir.Node) -> str:
@@ -55,12 +62,13 @@ def attribute(node: ir.Node, name: str, default: Any = None) -> Any:
 class Builder:
     """Inserts nodes before `anchor`, with its metadata, so that new nodes lead back to its module."""
 
-    def __init__(self, anchor: ir.Node) -> None:
+    def __init__(self, anchor: ir.Node, mixer_op: str = "") -> None:
         graph = anchor.graph
         if not isinstance(graph, ir.Graph):
             raise TypeError("the anchor is not in a graph")
         self.anchor = anchor
         self.graph = graph
+        self.metadata = dict(anchor.metadata_props) | ({MIXER_OP: mixer_op} if mixer_op else {})
 
     def constant(self, name: str, array: NDArray[Any]) -> ir.Value:
         """A new initializer; the name is made unique."""
@@ -89,7 +97,7 @@ class Builder:
             attributes,
             domain=domain,
             num_outputs=outputs,
-            metadata_props=dict(self.anchor.metadata_props),
+            metadata_props=dict(self.metadata),
         )
         for output in node.outputs:
             if like is not None:

@@ -46,6 +46,10 @@ class SizeRule:
             f"got {height}x{width}. The nearest size that works is {near}."
         )
 
+    def describe(self) -> str:
+        """For a table, in a few words."""
+        return f"multiples of {self.multiple}"
+
     def _nearest(self, side: int) -> int:
         return max(self.multiple, round(side / self.multiple) * self.multiple)
 
@@ -91,7 +95,10 @@ class Family:
         title: how the authors write it.
         paper: where its mathematics is from.
         build: makes the module with uninitialised weights.
-        classifier: prefix of the parameters of the classification head.
+        classifier: name of the linear layer whose rows are the classes.
+        classifier_only: prefixes of parameters that a features model does not have.
+        feature_norms: prefixes of parameters that only a features model has.
+        stages: number of stage maps.
         features: what `features=True` returns, or "" if the family has no stage maps.
     """
 
@@ -101,5 +108,8 @@ class Family:
     variants: tuple[Variant, ...]
     build: Callable[[Any, BuildOptions], nn.Module]
     classifier: str = "head"
+    classifier_only: tuple[str, ...] = ("norm.", "head.")
+    feature_norms: tuple[str, ...] = ()
+    stages: int = 4
     size_rule: SizeRule = SizeRule()
     features: str = ""

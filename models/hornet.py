@@ -112,6 +112,7 @@ FAMILY = Family(
     paper="Rao et al. 2022, arXiv:2207.14284",
     build=HorNet,
     features="four stage maps through norm0..norm3",
+    feature_norms=("norm0.", "norm1.", "norm2.", "norm3."),
     variants=(
         _variant("tiny", 64, "7x7", _CONV_7X7, 22_409_512),
         _variant("tiny", 64, "gf", _FILTER_224, 22_991_848),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
-from ..graph import SCOPES
+from ..graph import MIXER_OP, SCOPES
 from .base import Pass
 
 
@@ -27,10 +27,9 @@ class CleanUp(Pass):
         common.RemoveUnusedOpsetsPass()(model)
         common.TopologicalSortPass()(model)
         for node in model.graph:
-            scopes = node.metadata_props.get(SCOPES)
+            kept = {key: text for key, text in node.metadata_props.items() if key in (SCOPES, MIXER_OP)}
             node.metadata_props.clear()
-            if scopes is not None:
-                node.metadata_props[SCOPES] = scopes
+            node.metadata_props.update(kept)
             node.doc_string = None
         return before - model.graph.num_nodes()
 

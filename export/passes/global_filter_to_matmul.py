@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from ..graph import Builder, attribute, constant, replace
-from ..ops.global_filter.op import OP_ID
+from ..ops.global_filter.op import OP_ID, OP_TYPE
 from ..ops.global_filter.portable import expand_dense, expand_separable
 from .base import Pass
 
@@ -39,7 +39,7 @@ class GlobalFilterToMatmul(Pass):
                 raise ValueError(f"{node.name} has no input")
             tokens = attribute(node, "height") * attribute(node, "width")
             expand = expand_separable if tokens > self.separable_above else expand_dense
-            replace(node.outputs[0], expand(Builder(node), x, weight))
+            replace(node.outputs[0], expand(Builder(node, mixer_op=OP_TYPE), x, weight))
         return len(nodes)
 
     def ensures(self, graph: ir.Graph) -> str | None:

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Image files -> the model's input, preprocessed as the family's authors evaluate."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from ..artifacts import ModelSpec
+from ..errors import ImageError
+from ..models.family import Preprocessing
+
+MAX_IMAGES = 6
+"""Images a parity check looks at: enough for a full and a second batch of three."""
+_SHIPPED = Path(__file__).parent / "photographs"
+_RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Preprocessed images: `batch` is (N, in_chans, H, W) float32; `files` says where each is from."""
+
+    batch: NDArray[np.float32]
+    files: tuple[Path, ...]
+    source: str
+
+    def take(self, start: int, count: int) -> NDArray[np.float32]:
+        """`count` images from `start` on, around the end to the beginning: (count, in_chans, H, W)."""
+        index = np.arange(start, start + count) % len(self.files)
+        return self.batch[index]
+
+
+def load_images(folder: str | Path | None, spec: ModelSpec) -> ImageSet:
+    """The user's images, or the photographs that come with the package, as input for a model.
+
+    At most MAX_IMAGES, evenly spread over the sorted files.
+
+    Raises:
+        ImageError: no folder, no images in it, or a file that is no image.
+    """
+    files = sorted(_SHIPPED.glob("*.jpg")) if folder is None else image_files(Path(folder))
+    source = "photographs shipped with the package" if folder is None else str(folder)
+    if len(files) > MAX_IMAGES:
+        files = [files[i * len(files) // MAX_IMAGES] for i in range(MAX_IMAGES)]
+    batch = np.stack([read_image(file, spec) for file in files])
+    return ImageSet(batch, tuple(files), source)
+
+
+def image_files(folder: Path) -> list[Path]:
+    """All files below a folder but hidden ones, sorted; each must be an image that Pillow knows."""
+    if not folder.exists():
+        raise ImageError(f"image folder {folder} does not exist.")
+    if not folder.is_dir():
+        raise ImageError(f"{folder} is not a folder; give the folder that holds the images.")
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and not _hidden(p.relative_to(folder)))
+    if not files:
+        raise ImageError(f"there are no images in {folder}.")
+    for file in files:
+        try:
+            with Image.open(file):
+                pass
+        except (UnidentifiedImageError, OSError) as error:
+            raise ImageError(f"{file} is not an image that can be read; remove it from {folder}.") from error
+    return files
+
+
+def read_image(file: Path, spec: ModelSpec) -> NDArray[np.float32]:
+    """Decode one file, turn it upright and preprocess it: (in_chans, H, W) float32."""
+    try:
+        with Image.open(file) as image:
+            upright = ImageOps.exif_transpose(image).convert("RGB")
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        raise ImageError(f"{file} cannot be decoded ({error}).") from error
+    return preprocess(upright, spec.preprocessing, spec.image_size, spec.in_chans)
+
+
+def preprocess(
+    image: Image.Image, how: Preprocessing, size: tuple[int, int], in_chans: int = 3
+) -> NDArray[np.float32]:
+    """Resize so that size / crop is covered, cut out the centre, normalise: (in_chans, H, W) float32.
+
+    With another number of channels than 3, the red, green and blue planes are repeated in turn.
+    """
+    height, width = size
+    scale = max(height / how.crop / image.height, width / how.crop / image.width)
+    resized = image.resize(
+        (max(width, math.floor(image.width * scale + 0.5)), max(height, math.floor(image.height * scale + 0.5))),
+        _RESAMPLING[how.interpolation],
+    )
+    left, top = (resized.width - width) // 2, (resized.height - height) // 2
+    pixels = np.asarray(resized.crop((left, top, left + width, top + height)), np.float32) / 255
+    normalised = (pixels - np.array(how.mean, np.float32)) / np.array(how.std, np.float32)
+    planes = normalised.transpose(2, 0, 1)
+    return np.ascontiguousarray(planes[np.arange(in_chans) % 3])
+
+
+def _hidden(relative: Path) -> bool:
+    return any(part.startswith(".") for part in relative.parts) or relative.name == "Thumbs.db"

@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line: options, progress and exit codes. What is done is in pipeline.py."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.console import Console
+
+from .errors import InputError, MetaformerExportError
+from .options import BatchRange, ExportOptions, parse_resolution
+from .version import __version__
+
+if TYPE_CHECKING:
+    from .artifacts import ExportResult
+
+_INTERRUPTED = 130
+_SECTIONS = {
+    "Model": ("model", "list_models", "checkpoint", "num_classes", "features", "resolution", "seed"),
+    "Precision and form": ("fp16", "bf16", "io", "opset", "batch"),
+    "Proof and output": ("images", "output", "as_json"),
+    "General": ("verbose", "debug", "version", "help"),
+}
+
+
+class _Sectioned(click.Command):
+    """Help with the options under headings."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        parameters = {p.name: p for p in self.get_params(ctx)}
+        for title, names in _SECTIONS.items():
+            records = [parameters[name].get_help_record(ctx) for name in names]
+            with formatter.section(title):
+                formatter.write_dl([record for record in records if record is not None])
+
+
+class _ConsoleProgress:
+    """A spinner with the elapsed time on a terminal, a plain line for each finished stage otherwise."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+
+    @contextlib.contextmanager
+    def stage(self, title: str) -> Iterator[Callable[[str], None]]:
+        results: list[str] = []
+        started = time.perf_counter()
+        with self._spinner(title):
+            yield results.append
+        elapsed = time.perf_counter() - started
+        self.console.print(f"{title:8s}{elapsed:6.1f} s  {'; '.join(results)}", markup=False, soft_wrap=True)
+
+    def note(self, text: str) -> None:
+        self.console.print(f"note: {text}", style="yellow", markup=False, soft_wrap=True)
+
+    def _spinner(self, title: str) -> contextlib.AbstractContextManager[Any]:
+        if not self.console.is_terminal:
+            return contextlib.nullcontext()
+        from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+        progress = Progress(*columns, console=self.console, transient=True)
+        progress.add_task(title, total=None)
+        return progress
+
+
+@click.command(cls=_Sectioned, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80})
+@click.option("--model", metavar="NAME", help="Model to export, for instance hornet_t.")
+@click.option("--list", "list_models", is_flag=True, help="List the models and stop.")
+@click.option("--checkpoint", type=click.Path(path_type=Path), metavar="FILE", help="Weights: .pth, .pt, .bin or .safetensors. Without: seeded random weights.")
+@click.option("--num-classes", type=int, metavar="N", help="Classes of the head. [default: the checkpoint's, or 1000]")
+@click.option("--features", is_flag=True, help="Export the stage maps for dense prediction instead of logits.")
+@click.option("--resolution", metavar="N|HxW", help="Input size in pixels. [default: the model's]")
+@click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Seed of random weights.")
+@click.option("--fp16", is_flag=True, help="Cast to float16; what needs float32 stays, with the reason.")
+@click.option("--bf16", is_flag=True, help="Cast to bfloat16.")
+@click.option("--io", type=click.Choice(["fp32", "fp16"]), default="fp32", show_default=True, help="Type of inputs and outputs.")
+@click.option("--opset", type=int, metavar="N", help="ONNX opset, 18 to 23. [default: 20; 22 with --bf16]")
+@click.option("--batch", default="1:1:32", show_default=True, metavar="N|MIN:OPT:MAX", help="Batch sizes the model is for; MIN and OPT are timed. The file takes any.")
+@click.option("--images", type=click.Path(path_type=Path), metavar="DIR", help="Images to prove and time with. [default: the photographs that come with the package]")
+@click.option("--output", type=click.Path(path_type=Path), metavar="DIR", help="Folder to write. [default: build/NAME-PRECISION]")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON on stdout, all else on stderr.")
+@click.option("-v", "--verbose", is_flag=True, help="Say what each pass did and left alone.")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.version_option(__version__, prog_name="metaformer-export")
+def command(**given: Any) -> int:
+    """Export a MetaFormer-family vision model to ONNX, prove that it computes
+    what eager PyTorch computes, and time it.
+
+    \b
+    Examples:
+      metaformer-export --model hornet_t --fp16
+      metaformer-export --model hornet_s_gf --checkpoint hornet_small_gf.pth
+      metaformer-export --model hornet_t --features --resolution 256x320
+
+    Exit codes: 0 done and parity holds; 1 parity failed (the files are kept,
+    marked failed); 2 wrong input, nothing written; 3 something needed is missing.
+    """
+    if given["verbose"]:
+        logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(name)s: %(message)s")
+        logging.getLogger(__package__).setLevel(logging.DEBUG)
+    if given["list_models"]:
+        return _list(given["as_json"])
+    options = _options(given)
+    from .pipeline import run_export
+
+    result = run_export(options, _ConsoleProgress(Console(stderr=True, highlight=False)))
+    _print_summary(result, given["as_json"])
+    return 0 if result.parity.passed else 1
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code. Every expected error is one line on stderr."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    try:
+        code = command.main(args=given, prog_name="metaformer-export", standalone_mode=False)
+        return int(code or 0)
+    except click.ClickException as error:
+        return _fail(f"{error.format_message()} See metaformer-export --help.", 2, debug)
+    except MetaformerExportError as error:
+        return _fail(str(error), error.exit_code, debug)
+    except (KeyboardInterrupt, click.Abort):
+        return _fail("interrupted; nothing was written.", _INTERRUPTED, debug)
+    except Exception as error:
+        text = (str(error) or "no message").splitlines()[0]
+        return _fail(f"internal error, {type(error).__name__}: {text} (--debug shows where)", 1, debug)
+
+
+def _fail(message: str, code: int, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    click.echo(f"metaformer-export: error: {' '.join(message.split())}", err=True)
+    return code
+
+
+def _options(given: dict[str, Any]) -> ExportOptions:
+    if not given["model"]:
+        raise InputError("give a model with --model NAME; --list shows them, --help explains the rest.")
+    if given["fp16"] and given["bf16"]:
+        raise InputError("--fp16 and --bf16 exclude each other.")
+    return ExportOptions(
+        model=given["model"],
+        checkpoint=given["checkpoint"],
+        precision="fp16" if given["fp16"] else "bf16" if given["bf16"] else "fp32",
+        resolution=None if given["resolution"] is None else parse_resolution(given["resolution"]),
+        batch=BatchRange.parse(given["batch"]),
+        num_classes=given["num_classes"],
+        features=given["features"],
+        output=given["output"],
+        images=given["images"],
+        opset=given["opset"],
+        io=given["io"],
+        seed=given["seed"],
+        command=("metaformer-export", *sys.argv[1:]),
+    )
+
+
+def _list(as_json: bool) -> int:
+    from .models import registry
+
+    rows = [
+        {
+            "name": variant.name,
+            "short_name": variant.short_name,
+            "family": family.title,
+            "parameters": variant.parameters,
+            "image_size": variant.image_size,
+            "sizes": family.size_rule.describe(),
+            "features": bool(family.features),
+            "mixer_ops": list(variant.mixer_ops),
+        }
+        for family, variant in registry.variants()
+    ]
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+        return 0
+    click.echo(f"{'name':24s}{'short name':20s}{'parameters':>11s}{'size':>6s}  can do")
+    for row in rows:
+        can = [row["sizes"]] + ["features"] * row["features"] + row["mixer_ops"]
+        click.echo(
+            f"{row['name']:24s}{row['short_name']:20s}{row['parameters'] / 1e6:9.1f} M{row['image_size']:6d}  {', '.join(can)}"
+        )
+    return 0
+
+
+def _print_summary(result: ExportResult, as_json: bool) -> None:
+    from .report import summary
+
+    if as_json:
+        click.echo(json.dumps(summary(result), indent=2))
+        return
+    speeds = ", ".join(
+        f"{row.precision} {row.median_ms:.1f} ms ({row.speedup_over_eager:.2f}x eager)"
+        for row in result.bench.results
+        if row.runtime != "eager" and row.batch == result.bench.results[0].batch
+    )
+    size = result.manifest.content["outputs"]["model.onnx"]["bytes"] / 1e6
+    verdict = "parity holds" if result.parity.passed else "PARITY FAILED"
+    click.echo(f"{result.folder}: {verdict}, model.onnx {size:.1f} MB, ONNX Runtime on the CPU {speeds}")
+    for failure in result.parity.failures:
+        click.echo(f"metaformer-export: parity failed: {failure}", err=True)

@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Lowered -> Converted: cast a float32 graph to float16 or bfloat16, with islands that stay float32."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from typing import Literal
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import DTypeLike
+
+from ..artifacts import Converted, KeptLayer, Lowered, OutOfRange, Precision
+from .graph import MIXER_OP, MOVES_DATA, Builder, attribute, constant, module_of
+from .ops import DOMAIN
+
+LOW_TYPES: dict[Precision, tuple[ir.DataType, DTypeLike]] = {
+    "fp16": (ir.DataType.FLOAT16, np.float16),
+    "bf16": (ir.DataType.BFLOAT16, ml_dtypes.bfloat16),
+}
+FLOAT16_MAX = 65504.0
+HEADROOM = 2.0
+"""A value that comes within this factor of the float16 range on the sample batch stays in float32."""
+
+KEPT_MIXER_OPS = {"GlobalFilter": "an FFT sums a whole map; its coefficients lose accuracy and overflow in 16 bits"}
+"""Mixer ops that stay in float32 whatever the sample batch shows, and why."""
+
+_FLOAT = ir.DataType.FLOAT
+
+
+def convert(
+    lowered: Lowered,
+    precision: Precision,
+    *,
+    max_abs: Mapping[str, float] | None = None,
+    io: Literal["fp32", "fp16"] = "fp32",
+) -> Converted:
+    """Cast weights and activations; the lowered graph is left as it is.
+
+    Args:
+        precision: "fp32" leaves the graph alone.
+        max_abs: largest magnitude of values on a sample batch, by value name; layers that leave
+            float16's range there stay in float32.
+        io: type of the graph's inputs and outputs ("fp16" means the low type itself).
+    """
+    model = lowered.model.clone()
+    if precision == "fp32":
+        return Converted(lowered.spec, model, lowered.form, precision, (), _count_layers(model.graph))
+    reasons = _islands(model.graph, max_abs or {} if precision == "fp16" else {})
+    _cast(model.graph, set(reasons), *LOW_TYPES[precision], keep_io=io == "fp32")
+    return Converted(
+        lowered.spec, model, lowered.form, precision, _kept(reasons), _count_layers(model.graph)
+    )
+
+
+def out_of_range(lowered: Lowered, max_abs: Mapping[str, float]) -> tuple[OutOfRange, ...]:
+    """Layers whose float32 outputs do not fit float16 on the sample batch, in graph order."""
+    return tuple(
+        OutOfRange(module_of(node) or "model", node.op_type, str(output.name), max_abs[str(output.name)])
+        for node in lowered.model.graph
+        for output in node.outputs
+        if not max_abs.get(str(output.name), 0.0) <= FLOAT16_MAX
+    )
+
+
+def _islands(graph: ir.Graph, max_abs: Mapping[str, float]) -> dict[ir.Node, str]:
+    """Nodes that stay in float32, with the reason."""
+    reasons = {}
+    wide = {name for name, value in max_abs.items() if not value * HEADROOM <= FLOAT16_MAX}
+    for node in graph:
+        mixer = node.op_type if node.domain == DOMAIN else node.metadata_props.get(MIXER_OP, "")
+        if mixer in KEPT_MIXER_OPS:
+            reasons[node] = f"{mixer}: {KEPT_MIXER_OPS[mixer]}"
+        elif (made := next((v for v in node.outputs if v.name in wide), None)) is not None:
+            reasons[node] = f"its output reaches {max_abs[str(made.name)]:.3g} on the sample batch"
+        elif (read := next((v for v in node.inputs if v is not None and v.name in wide), None)) is not None:
+            reasons[node] = f"its input reaches {max_abs[str(read.name)]:.3g} on the sample batch"
+        elif any(_too_wide(constant(value)) for value in node.inputs if value is not None):
+            reasons[node] = "its weights are outside the float16 range"
+    _bridge(graph, reasons)
+    return reasons
+
+
+def _too_wide(array: np.ndarray | None) -> bool:
+    return array is not None and array.dtype == np.float32 and bool(np.abs(array).max(initial=0) > FLOAT16_MAX)
+
+
+def _bridge(graph: ir.Graph, reasons: dict[ir.Node, str]) -> None:
+    """Data movement between two islands joins them: a cast down and up again would gain nothing."""
+    for node in graph:
+        if node.op_type not in MOVES_DATA or node in reasons:
+            continue
+        sources = [v.producer() for v in node.inputs if v is not None and v.dtype == _FLOAT and constant(v) is None]
+        readers = [use.node for output in node.outputs for use in output.uses()]
+        if sources and readers and all(each in reasons for each in (*sources, *readers)):
+            reasons[node] = "between layers that stay in float32"
+
+
+def _cast(graph: ir.Graph, islands: set[ir.Node], low: ir.DataType, dtype: DTypeLike, *, keep_io: bool) -> None:
+    """Set the type of every float value and cast where a node needs another type than its input has."""
+    nodes = [node for node in graph if not _casts_to_float(node)]
+    floats = {v for node in graph for v in (*node.inputs, *node.outputs) if v is not None and v.dtype == _FLOAT}
+    boundary = {value for value in (*graph.inputs, *graph.outputs) if value.dtype == _FLOAT}
+    weights = {value for value in floats if value.is_initializer()}
+    if not keep_io:
+        for value in boundary:
+            value.type = ir.TensorType(low)
+    outputs = list(graph.outputs)
+    for node in nodes:
+        if node not in islands:
+            for output in node.outputs:
+                if output in floats:
+                    output.type = ir.TensorType(low)
+    casts: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
+    for node in nodes:
+        wanted = _FLOAT if node in islands else low
+        for index, value in enumerate(node.inputs):
+            if value not in floats or value is None or value.dtype == wanted:
+                continue
+            key = (value, wanted)
+            if key not in casts:
+                casts[key] = _low_weight(node, value, dtype) if value in weights else _cast_before(node, value, wanted)
+            node.replace_input_with(index, casts[key])
+    for value in weights:
+        if not value.uses():
+            del graph.initializers[str(value.name)]
+    for (old, _), new in casts.items():
+        if old in weights and not old.uses():
+            new.name = old.name
+    _cast_outputs(graph, outputs, _FLOAT if keep_io else low)
+
+
+def _casts_to_float(node: ir.Node) -> bool:
+    return node.op_type == "Cast" and attribute(node, "to") == _FLOAT
+
+
+def _low_weight(node: ir.Node, value: ir.Value, dtype: DTypeLike) -> ir.Value:
+    array = constant(value)
+    if array is None:
+        raise ValueError(f"{value.name} has no value")
+    return Builder(node).constant(f"{value.name}.low", array.astype(dtype))
+
+
+def _cast_before(node: ir.Node, value: ir.Value, to: ir.DataType) -> ir.Value:
+    cast = Builder(node).node("Cast", [value], {"to": int(to)})
+    cast.name = f"{value.name}/Cast.{to.name.lower()}"
+    output = cast.outputs[0]
+    output.name, output.shape, output.type = cast.name, value.shape, ir.TensorType(to)
+    return output
+
+
+def _cast_outputs(graph: ir.Graph, outputs: list[ir.Value], wanted: ir.DataType) -> None:
+    """Give graph outputs the wanted type under their old names."""
+    for index, value in enumerate(outputs):
+        node = value.producer()
+        if value.dtype == wanted or node is None:
+            continue
+        name, value.name = value.name, f"{value.name}.before_cast"
+        cast = ir.node("Cast", [value], {"to": int(wanted)}, name=f"{name}/Cast", metadata_props=dict(node.metadata_props))
+        cast.outputs[0].name, cast.outputs[0].shape = name, value.shape
+        cast.outputs[0].type = ir.TensorType(wanted)
+        graph.append(cast)
+        graph.outputs[index] = cast.outputs[0]
+
+
+def _kept(reasons: Mapping[ir.Node, str]) -> tuple[KeptLayer, ...]:
+    grouped: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for node, reason in reasons.items():
+        grouped[module_of(node) or "model", reason].append(node.op_type)
+    return tuple(KeptLayer(module, tuple(ops), reason) for (module, reason), ops in grouped.items())
+
+
+def _count_layers(graph: ir.Graph) -> dict[str, dict[str, int]]:
+    """Nodes with arithmetic, by the type they compute in, for each group of modules ("stages.2")."""
+    names = {_FLOAT: "fp32", ir.DataType.FLOAT16: "fp16", ir.DataType.BFLOAT16: "bf16"}
+    groups: dict[str, Counter[str]] = defaultdict(Counter)
+    for node in graph:
+        if node.op_type in MOVES_DATA or node.op_type == "Cast" or node.outputs[0].dtype not in names:
+            continue
+        group = ".".join(module_of(node).split(".")[:2]) or "model"
+        groups[group][names[node.outputs[0].dtype]] += 1
+    return {group: dict(counts) for group, counts in groups.items()}

@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a name and an optional checkpoint to a module that is ready to run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..artifacts import ModelSpec
+from ..errors import CheckpointError, InputError
+from . import random_weights, registry
+from .checkpoints import Checkpoint, read_checkpoint
+from .dense import PREFIX, DenseModel, prefixed
+from .family import BuildOptions, Family, Variant
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A module in eval mode, float32, with what is known about it and what the user should be told."""
+
+    module: nn.Module
+    spec: ModelSpec
+    notes: tuple[str, ...]
+
+
+def load_model(
+    name: str,
+    *,
+    checkpoint: str | Path | None = None,
+    num_classes: int | None = None,
+    image_size: int | tuple[int, int] | None = None,
+    in_chans: int = 3,
+    features: bool = False,
+    seed: int = 0,
+) -> LoadedModel:
+    """Build a model and fill it; see `create_model` for the arguments and errors."""
+    family, variant = registry.find(name)
+    size = _image_size(image_size, variant)
+    family.size_rule.check(variant.short_name, *size)
+    if features and not family.features:
+        raise InputError(f"{family.title} has no stage maps to return; leave out features.")
+    if num_classes is not None and num_classes < 1:
+        raise InputError(f"the number of classes must be at least 1; got {num_classes}.")
+    if in_chans < 1:
+        raise InputError(f"the number of input channels must be at least 1; got {in_chans}.")
+    read = None if checkpoint is None else read_checkpoint(checkpoint)
+    if read is not None and not features:
+        num_classes = _adopt_classes(family, read, num_classes)
+    options = BuildOptions(1000 if num_classes is None else num_classes, in_chans, features)
+    # On the meta device first: no time goes into a default initialisation that is overwritten.
+    module = build(family, variant, options, device="meta").to_empty(device="cpu")
+    if read is None:
+        random_weights.fill(module, seed)
+        notes = [f"No checkpoint given: weights are random (seed {seed}), every branch alive. The outputs mean nothing."]
+    else:
+        notes = _load(module, read, family, variant, options)
+    spec = ModelSpec(
+        name=variant.name,
+        short_name=variant.short_name,
+        family=family.name,
+        image_size=size,
+        in_chans=in_chans,
+        num_classes=options.num_classes,
+        features=features,
+        parameters=sum(parameter.numel() for parameter in module.parameters()),
+        weights=f"random, seed {seed}" if read is None else read.path.name,
+        checkpoint_sha256=None if read is None else read.sha256,
+        preprocessing=variant.preprocessing,
+        outputs=tuple(f"stage{i}" for i in range(family.stages)) if features else ("logits",),
+    )
+    return LoadedModel(module.eval().requires_grad_(False), spec, tuple(notes))
+
+
+def build(family: Family, variant: Variant, options: BuildOptions, device: str = "cpu") -> nn.Module:
+    """The bare module of a variant, parameters as the family initialises them."""
+    with torch.device(device):
+        module = family.build(variant.config, options)
+        return DenseModel(module) if options.features else module
+
+
+def _image_size(image_size: int | tuple[int, int] | None, variant: Variant) -> tuple[int, int]:
+    if image_size is None:
+        image_size = variant.image_size
+    return (image_size, image_size) if isinstance(image_size, int) else (image_size[0], image_size[1])
+
+
+def _adopt_classes(family: Family, read: Checkpoint, asked: int | None) -> int | None:
+    head = read.tensors.get(f"{family.classifier}.weight")
+    if head is None:
+        return asked
+    classes = int(head.shape[0])
+    if asked is not None and asked != classes:
+        raise CheckpointError(
+            f"checkpoint {read.path} has {classes} classes, not {asked}; leave out the number of classes to keep its head."
+        )
+    return classes
+
+
+def _load(
+    module: nn.Module, read: Checkpoint, family: Family, variant: Variant, options: BuildOptions
+) -> list[str]:
+    """Load strictly, or raise CheckpointError; returns what the user should know."""
+    notes = []
+    tensors: Mapping[str, Tensor] = read.tensors
+    if options.features:
+        tensors, said = _dense_tensors(tensors, module, family)
+        notes += said
+    problem = _difference(tensors, module)
+    if problem:
+        raise CheckpointError(
+            f"checkpoint {read.path} is not a {variant.short_name}: {problem}.{_likeliest(read.tensors, variant, options)}"
+        )
+    module.load_state_dict(dict(tensors), strict=True)
+    if read.wrapper:
+        notes.insert(0, f"Weights taken from {read.wrapper!r} in {read.path.name}.")
+    if options.num_classes != 1000 and not options.features:
+        notes.append(f"The checkpoint's head of {options.num_classes} classes is kept.")
+    if "float16" in read.stored_as or "bfloat16" in read.stored_as:
+        notes.append(f"{read.path.name} stores {', '.join(read.stored_as)}; read into float32.")
+    return notes
+
+
+def _dense_tensors(
+    tensors: Mapping[str, Tensor], module: nn.Module, family: Family
+) -> tuple[dict[str, Tensor], list[str]]:
+    """The backbone's tensors of a detector's or a classifier's checkpoint."""
+    notes = []
+    wanted = module.state_dict()
+    ours = prefixed(tensors)
+    other = sorted({name.split(".")[0] for name in ours if not name.startswith(PREFIX)})
+    if other:
+        notes.append(f"Not part of the backbone and left out: {', '.join(other)}.")
+    ours = {name: tensor for name, tensor in ours.items() if name.startswith(PREFIX)}
+    new = [name for name in wanted if name.removeprefix(PREFIX).startswith(family.feature_norms) and name not in ours]
+    head = tuple(PREFIX + part for part in family.classifier_only)
+    if new and any(name.startswith(head) for name in ours):
+        ours = {name: tensor for name, tensor in ours.items() if not name.startswith(head)}
+        ours |= {name: torch.full(wanted[name].shape, float(name.endswith("weight"))) for name in new}
+        notes.append("A classifier's checkpoint: its head is left out, and the norms of the stage maps are plain (weight 1, bias 0).")
+    return ours, notes
+
+
+def _difference(tensors: Mapping[str, Tensor], module: nn.Module) -> str:
+    """The first missing, unexpected and misshapen tensors, or ""."""
+    wanted = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    missing = [name for name in wanted if name not in found]
+    unexpected = [name for name in found if name not in wanted]
+    misshapen = [name for name in wanted if name in found and found[name] != wanted[name]]
+    parts = []
+    if missing:
+        parts.append(f"{len(missing)} tensors missing, first {missing[0]}")
+    if unexpected:
+        parts.append(f"{len(unexpected)} unexpected, first {unexpected[0]}")
+    if misshapen:
+        first = misshapen[0]
+        parts.append(f"{len(misshapen)} of another shape, first {first} {found[first]} instead of {wanted[first]}")
+    return "; ".join(parts)
+
+
+def _likeliest(tensors: Mapping[str, Tensor], variant: Variant, options: BuildOptions) -> str:
+    """A sentence naming the registered model whose tensors are most like these, if one is close."""
+    found = {name.removeprefix(PREFIX): tuple(tensor.shape) for name, tensor in tensors.items()}
+    best, best_score = "", 0.0
+    for family, other in registry.variants():
+        for features in {False, bool(family.features)}:
+            module = build(family, other, replace(options, features=features), device="meta")
+            wanted = {name.removeprefix(PREFIX): tuple(t.shape) for name, t in module.state_dict().items()}
+            equal = sum(found.get(name) == shape for name, shape in wanted.items())
+            score = equal / max(len(found), len(wanted))
+            if score > best_score:
+                best, best_score = other.short_name + (" with features" if features else ""), score
+    if best_score < 0.8 or best == variant.short_name:
+        return " It is like no model this tool knows; see metaformer-export --list."
+    return f" It looks like {best}."

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a user may ask of an export, checked once, before any work is done."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from .artifacts import Precision
+from .errors import InputError
+
+
+@dataclass(frozen=True)
+class BatchRange:
+    """Batch sizes that the exported model is for: smallest, usual, largest."""
+
+    smallest: int = 1
+    usual: int = 1
+    largest: int = 32
+
+    @classmethod
+    def parse(cls, text: str) -> BatchRange:
+        """From "N" or "MIN:OPT:MAX"; InputError unless 1 <= MIN <= OPT <= MAX."""
+        if re.fullmatch(r"\d+(:\d+:\d+)?", text) is None:
+            raise InputError(f"--batch takes N or MIN:OPT:MAX, for instance 1:8:32; got {text!r}.")
+        numbers = [int(part) for part in text.split(":")]
+        smallest, usual, largest = numbers if len(numbers) == 3 else (min(1, numbers[0]), numbers[0], numbers[0])
+        if not 1 <= smallest <= usual <= largest:
+            raise InputError(f"--batch needs 1 <= MIN <= OPT <= MAX; got {text}.")
+        return cls(smallest, usual, largest)
+
+
+def parse_resolution(text: str) -> tuple[int, int]:
+    """(height, width) from "N" or "HxW"."""
+    match = re.fullmatch(r"(\d+)(?:[xX](\d+))?", text)
+    if match is None:
+        raise InputError(f"--resolution takes N or HxW in pixels, for instance 224 or 256x320; got {text!r}.")
+    height = int(match[1])
+    return height, int(match[2] or height)
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """One export. Fields are the options of the command line; None is the model's own default."""
+
+    model: str
+    checkpoint: Path | None = None
+    precision: Precision = "fp32"
+    resolution: tuple[int, int] | None = None
+    batch: BatchRange = BatchRange()
+    num_classes: int | None = None
+    features: bool = False
+    output: Path | None = None
+    images: Path | None = None
+    opset: int | None = None
+    io: Literal["fp32", "fp16"] = "fp32"
+    seed: int = 0
+    command: tuple[str, ...] = ()

@@ -1,0 +1,271 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The stages of an export in order, and the folder they end in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+import onnx
+from torch import nn
+
+from .artifacts import (
+    BenchReport,
+    BenchRow,
+    Converted,
+    ExportResult,
+    Lowered,
+    Manifest,
+    OutOfRange,
+    ParityReport,
+    Traced,
+)
+from .calibration.images import ImageSet, load_images
+from .errors import InputError
+from .export.lower import check, lower, to_proto
+from .export.ops import DOMAIN
+from .export.precision import convert, out_of_range
+from .export.trace import BFLOAT16_OPSET, DEFAULT_OPSET, OPSETS, trace
+from .models import registry
+from .models.loading import LoadedModel, load_model
+from .options import ExportOptions
+from .output import MANIFEST, check_output, staged
+from .report import manifest_of, to_html, to_json
+from .runtime import bench, eager, onnxruntime, parity
+from .runtime.observe import largest_magnitudes, rounded
+
+_FILES = {"portable": "model.onnx", "plugin": "model.plugin.onnx"}
+_BENCH_SECONDS = 8.0
+
+
+class Progress(Protocol):
+    """Told what is going on; the command line shows it."""
+
+    def stage(self, title: str) -> AbstractContextManager[Callable[[str], None]]:
+        """Around one stage; what it yields takes a word on the stage's result."""
+
+    def note(self, text: str) -> None:
+        """Something the user should know."""
+
+
+class Silent:
+    """Progress for callers that do not want to hear."""
+
+    @contextmanager
+    def stage(self, title: str) -> Iterator[Callable[[str], None]]:
+        del title
+        yield lambda result: None
+
+    def note(self, text: str) -> None:
+        del text
+
+
+@dataclass(frozen=True)
+class _File:
+    """One graph of the output folder, serialised."""
+
+    name: str
+    converted: Converted
+    proto: onnx.ModelProto
+
+
+def run_export(options: ExportOptions, progress: Progress | None = None) -> ExportResult:
+    """Export one model to a folder: trace, lower, convert, check, prove, time, write.
+
+    Returns the result also when parity fails (`result.parity.passed`): the files are kept, marked failed.
+
+    Raises:
+        InputError: something about the request cannot be; nothing was written.
+    """
+    progress = progress or Silent()
+    options = _resolved(options)
+    folder = options.output or Path("build") / f"{registry.find(options.model)[1].short_name}-{options.precision}"
+    check_output(folder)
+    notes: list[str] = []
+
+    def note(text: str) -> None:
+        notes.append(text)
+        progress.note(text)
+
+    with progress.stage("load") as done:
+        loaded = load_model(
+            options.model,
+            checkpoint=options.checkpoint,
+            num_classes=options.num_classes,
+            image_size=options.resolution,
+            features=options.features,
+            seed=options.seed,
+        )
+        images = load_images(options.images, loaded.spec)
+        height, width = loaded.spec.image_size
+        done(f"{loaded.spec.name}, {loaded.spec.parameters / 1e6:.1f} M parameters, {height}x{width}, {images.source}")
+    for text in loaded.notes:
+        note(text)
+    with progress.stage("trace") as done:
+        traced = trace(loaded.module, loaded.spec, options.opset or DEFAULT_OPSET)
+        done(f"{traced.model.graph.num_nodes()} nodes, opset {traced.opset}")
+    with progress.stage("lower") as done:
+        lowered = _lower(traced)
+        done(", ".join(f"{each.model.graph.num_nodes()} nodes {each.form}" for each in lowered))
+    with progress.stage("convert") as done:
+        files, wide = _convert(lowered, options, images)
+        done(f"{options.precision}, {sum(len(k.ops) for k in files[0].converted.kept)} nodes kept in float32, ONNX checked")
+    with progress.stage("parity") as done:
+        proof = _prove(loaded, files, images, options)
+        proof = replace(proof, out_of_range=wide)
+        done(_parity_line(proof))
+    with progress.stage("time") as done:
+        timing = _time(loaded.module, files[0], lowered[0], images, options)
+        done(", ".join(f"{row.runtime} {row.precision} {row.median_ms:.1f} ms" for row in timing.results))
+    for text in _closing_notes(proof, timing, options):
+        note(text)
+    with progress.stage("write") as done:
+        result = ExportResult(folder, loaded.spec, options.precision, proof, timing, Manifest({}), tuple(notes))
+        result = _write(result, files, lowered, images, options)
+        done(str(folder))
+    return result
+
+
+def _resolved(options: ExportOptions) -> ExportOptions:
+    """Defaults that depend on other options, and combinations that cannot be."""
+    registry.find(options.model)
+    opset = options.opset
+    if opset is not None and opset not in OPSETS:
+        raise InputError(f"--opset {opset} is not supported; use {OPSETS.start} to {OPSETS[-1]}.")
+    if options.precision == "bf16":
+        if opset is not None and opset < BFLOAT16_OPSET:
+            raise InputError(f"--bf16 needs opset {BFLOAT16_OPSET} or later (Conv has no bfloat16 before); got {opset}.")
+        opset = opset or BFLOAT16_OPSET
+    if options.io == "fp16" and options.precision != "fp16":
+        raise InputError("--io fp16 goes with --fp16.")
+    return replace(options, opset=opset)
+
+
+def _lower(traced: Traced) -> tuple[Lowered, ...]:
+    """The portable form, and the plugin form where the model has mixer ops."""
+    forms = ["portable"]
+    if any(node.domain == DOMAIN for node in traced.model.graph):
+        forms.append("plugin")
+    return tuple(lower(traced, form) for form in forms)
+
+
+def _convert(
+    lowered: tuple[Lowered, ...], options: ExportOptions, images: ImageSet
+) -> tuple[tuple[_File, ...], tuple[OutOfRange, ...]]:
+    """Each form in the wanted precision, checked; and what left float16's range on the images."""
+    files, wide = [], []
+    for each in lowered:
+        peaks = None
+        if options.precision == "fp16":
+            peaks = largest_magnitudes(each, images.batch, bench.available_threads())
+            wide.append(out_of_range(each, peaks))
+        converted = convert(each, options.precision, max_abs=peaks, io=options.io)
+        proto = to_proto(converted.model)
+        check(proto)
+        files.append(_File(_FILES[each.form], converted, proto))
+    return tuple(files), wide[0] if wide else ()
+
+
+def _prove(loaded: LoadedModel, files: tuple[_File, ...], images: ImageSet, options: ExportOptions) -> ParityReport:
+    threads = bench.available_threads()
+    candidates: dict[str, parity.Runner] = {}
+    for file in files:
+        if options.precision != "bf16":
+            candidates[f"{file.name} in {onnxruntime.NAME}"] = onnxruntime.open_session(
+                file.proto.SerializeToString(), threads=threads
+            )
+        if options.precision != "fp32":
+            graph = to_proto(rounded(file.converted)).SerializeToString()
+            candidates[f"{file.name}, every tensor rounded to {options.precision}"] = onnxruntime.open_session(
+                graph, threads=threads
+            )
+    return parity.compare(
+        lambda batch: eager.run(loaded.module, batch),
+        candidates,
+        images,
+        options.precision,
+        loaded.spec.outputs,
+        classifier=not loaded.spec.features,
+    )
+
+
+def _time(
+    model: nn.Module, file: _File, fp32: Lowered, images: ImageSet, options: ExportOptions
+) -> BenchReport:
+    """Eager, the exported file, and where that is not float32 its float32 form as well."""
+    threads = bench.available_threads()
+    sessions = {}
+    if options.precision != "fp32":
+        sessions["fp32"] = onnxruntime.open_session(to_proto(fp32.model).SerializeToString(), threads=threads)
+    if options.precision != "bf16":  # ONNX Runtime's CPU has no bfloat16 arithmetic
+        sessions[options.precision] = onnxruntime.open_session(file.proto.SerializeToString(), threads=threads)
+    rows: list[BenchRow] = []
+    rounds = 0
+    for batch in sorted({options.batch.smallest, options.batch.usual}):
+        x = images.take(0, batch)
+        runs: dict[str, bench.Run] = {"eager": lambda x=x: eager.run(model, x)}  # type: ignore[misc]
+        runs |= {name: (lambda session=session, x=x: session(x)) for name, session in sessions.items()}
+        times = bench.interleaved(runs, seconds=_BENCH_SECONDS)
+        base = bench.median(times["eager"])
+        rounds = len(times["eager"])
+        for name, measured in times.items():
+            runtime, precision = (eager.NAME, "fp32") if name == "eager" else (onnxruntime.NAME, name)
+            ms = bench.median(measured)
+            rows.append(BenchRow(runtime, precision, batch, ms, bench.p90(measured), base / ms))
+    delivered = next(
+        (r for r in rows if r.runtime == onnxruntime.NAME and r.precision == options.precision), None
+    )
+    return BenchReport(
+        machine=bench.machine(),
+        threads=threads,
+        iterations=rounds,
+        results=tuple(rows),
+        speedup_over_eager=None if delivered is None else delivered.speedup_over_eager,
+    )
+
+
+def _parity_line(proof: ParityReport) -> str:
+    worst = max(proof.outputs, key=lambda output: output.rms_rel)
+    verdict = "holds" if proof.passed else "FAILED"
+    return (
+        f"{verdict}: rms error {100 * worst.rms_rel:.2g} % of the spread, cosine {worst.cosine:.6f}, "
+        f"top-1 {100 * worst.top1_agreement:.0f} % on {proof.images} images"
+    )
+
+
+def _closing_notes(proof: ParityReport, timing: BenchReport, options: ExportOptions) -> list[str]:
+    notes = []
+    if proof.out_of_range:
+        first = proof.out_of_range[0]
+        notes.append(
+            f"{len(proof.out_of_range)} values leave float16's range on these images and stay in float32, "
+            f"first {first.module} ({first.op}, {first.max_abs:.3g}); all are in parity.json."
+        )
+    if options.precision == "fp16":
+        notes.append("No GPU was used: a CPU runs FP16 through casts, so its speed shows on a GPU only. No engine was built.")
+    if options.precision == "bf16":
+        notes.append("ONNX Runtime's CPU has no BF16: parity is of the rounded graph, and only the FP32 form was timed.")
+    del timing
+    return notes
+
+
+def _write(
+    result: ExportResult,
+    files: tuple[_File, ...],
+    lowered: tuple[Lowered, ...],
+    images: ImageSet,
+    options: ExportOptions,
+) -> ExportResult:
+    with staged(result.folder) as staging:
+        for file in files:
+            onnx.save(file.proto, staging / file.name)
+        (staging / "parity.json").write_text(to_json(result.parity), encoding="utf-8")
+        (staging / "bench.json").write_text(to_json(result.bench), encoding="utf-8")
+        graphs = {file.name: (file.converted, each) for file, each in zip(files, lowered, strict=True)}
+        (staging / "report.html").write_text(to_html(result), encoding="utf-8")
+        manifest = manifest_of(result, graphs, images, options, staging)
+        (staging / MANIFEST).write_text(to_json(manifest.content), encoding="utf-8")
+    return replace(result, manifest=manifest)

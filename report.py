@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""manifest.json, the JSON reports and report.html."""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+import json
+import math
+import platform
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from .artifacts import Converted, ExportResult, Lowered, Manifest
+from .calibration.images import ImageSet
+from .models.checkpoints import sha256_of
+from .options import ExportOptions
+from .version import __version__
+
+FORMAT = 1
+"""Version of the manifest's layout; it grows when a field changes its meaning."""
+_PACKAGES = ("torch", "onnx", "onnxscript", "onnx-ir", "onnxruntime", "onnxruntime-gpu", "numpy", "pillow")
+
+
+def to_json(value: Any) -> str:
+    """A dataclass or plain value as indented JSON; NaN and infinities become null, which JSON has."""
+    plain = dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
+    return json.dumps(_finite(plain), indent=2, default=str, allow_nan=False) + "\n"
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of what takes part in an export."""
+    found = {"metaformer-export": __version__, "python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def manifest_of(
+    result: ExportResult,
+    graphs: Mapping[str, tuple[Converted, Lowered]],
+    images: ImageSet,
+    options: ExportOptions,
+    folder: Path,
+) -> Manifest:
+    """What was made, from what and how. `folder` holds the finished files, `graphs` what each was made from."""
+    spec = dataclasses.asdict(result.spec)
+    converted = {name: pair[0] for name, pair in graphs.items()}
+    return Manifest(
+        {
+            "format": FORMAT,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "command": list(options.command),
+            "status": "passed" if result.parity.passed else "failed",
+            "model": spec,
+            "batch": dataclasses.asdict(options.batch),
+            "inputs": {
+                "checkpoint": result.spec.checkpoint_sha256 and {
+                    "file": result.spec.weights, "sha256": result.spec.checkpoint_sha256
+                },
+                "images": [{"file": file.name, "sha256": sha256_of(file)} for file in images.files],
+            },
+            "outputs": {
+                path.name: {"sha256": sha256_of(path), "bytes": path.stat().st_size}
+                for path in sorted(folder.iterdir())
+            },
+            "precision": {
+                "requested": result.precision,
+                "io": options.io,
+                "layers": {name: each.layers for name, each in converted.items()},
+                "kept_in_fp32": {
+                    name: [dataclasses.asdict(kept) for kept in each.kept] for name, each in converted.items()
+                },
+            },
+            "graphs": {
+                name: {
+                    "form": lowered.form,
+                    "opset": each.model.opset_imports[""],
+                    "nodes": each.model.graph.num_nodes(),
+                    "passes": [dataclasses.asdict(record) for record in lowered.passes],
+                }
+                for name, (each, lowered) in graphs.items()
+            },
+            "versions": versions(),
+            "machine": result.bench.machine,
+            "gpu": None,
+            "tensorrt": None,
+            "notes": list(result.notes),
+        }
+    )
+
+
+def summary(result: ExportResult) -> dict[str, Any]:
+    """What `--json` prints: where things are and what was achieved."""
+    return {
+        "model": result.spec.name,
+        "precision": result.precision,
+        "folder": str(result.folder),
+        "files": {name: entry["bytes"] for name, entry in result.manifest.content["outputs"].items()},
+        "parity": dataclasses.asdict(result.parity),
+        "bench": dataclasses.asdict(result.bench),
+        "notes": list(result.notes),
+    }
+
+
+def to_html(result: ExportResult) -> str:
+    """One self-contained page with the parity and timing tables."""
+    parity = _table(
+        ("output", "max error", "max / std", "rms / std", "cosine", "top-1", "top-5"),
+        [
+            (o.name, f"{o.max_abs:.3g}", f"{o.max_rel:.2e}", f"{o.rms_rel:.2e}", f"{o.cosine:.7f}",
+             f"{100 * o.top1_agreement:.0f} %", f"{100 * o.top5_agreement:.0f} %")
+            for o in result.parity.outputs
+        ],
+    )  # fmt: skip
+    bench = _table(
+        ("runtime", "precision", "batch", "median ms", "p90 ms", "against eager"),
+        [
+            (r.runtime, r.precision, r.batch, f"{r.median_ms:.2f}", f"{r.p90_ms:.2f}", f"{r.speedup_over_eager:.2f}x")
+            for r in result.bench.results
+        ],
+    )
+    height, width = result.spec.image_size
+    title = f"{result.spec.name}, {result.precision}, {height}x{width}"
+    verdict = "holds" if result.parity.passed else "failed: " + "; ".join(result.parity.failures)
+    notes = "".join(f"<li>{html.escape(note)}</li>" for note in result.notes)
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>
+<style>body{{font:15px/1.5 system-ui,sans-serif;max-width:60em;margin:2em auto;padding:0 1em}}
+table{{border-collapse:collapse}}td,th{{padding:.2em .8em;border-bottom:1px solid #ccc;text-align:right}}
+td:first-child,th:first-child{{text-align:left}}</style></head><body>
+<h1>{html.escape(title)}</h1>
+<h2>Parity with eager PyTorch: {html.escape(verdict)}</h2>
+<p>{result.parity.images} images ({html.escape(result.parity.image_source)}), batches
+{", ".join(map(str, result.parity.batches))}; worst of: {html.escape("; ".join(result.parity.methods))}.</p>
+{parity}
+<h2>Latency</h2>
+<p>{html.escape(result.bench.machine)}, {result.bench.threads} threads, medians of {result.bench.iterations}
+interleaved rounds.</p>
+{bench}
+<h2>Notes</h2><ul>{notes}</ul>
+</body></html>
+"""
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:
+    lines = ["<tr>" + "".join(f"<th>{html.escape(cell)}</th>" for cell in head) + "</tr>"]
+    lines += ["<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows]
+    return "<table>" + "\n".join(lines) + "</table>"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return value

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Graphs that tell what happens inside: largest magnitudes, and 16-bit rounding made visible on a CPU."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from ..artifacts import Converted, Lowered
+from ..export.graph import MOVES_DATA
+from .onnxruntime import open_session
+
+_FLOAT = ir.DataType.FLOAT
+_LOW = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+
+
+def largest_magnitudes(lowered: Lowered, batch: NDArray[np.float32], threads: int) -> dict[str, float]:
+    """max |value| of every float32 value that a node makes, over a batch (B, C, H, W); by value name."""
+    model = lowered.model.clone()
+    graph = model.graph
+    observed = [v for node in list(graph) for v in node.outputs if v.dtype == _FLOAT]
+    peaks = []
+    for value in observed:
+        magnitude = ir.node("Abs", [value])
+        peak = ir.node("ReduceMax", magnitude.outputs, {"keepdims": 0})
+        lifted = ir.node("Reshape", [peak.outputs[0], _shape_of_one(graph)])
+        graph.extend((magnitude, peak, lifted))
+        peaks.append(lifted.outputs[0])
+    joined = ir.node("Concat", peaks, {"axis": 0})
+    graph.append(joined)
+    joined.outputs[0].name = "peaks"
+    joined.outputs[0].type = ir.TensorType(_FLOAT)
+    graph.outputs[:] = [joined.outputs[0]]
+    session = open_session(ir.to_proto(model).SerializeToString(), threads=threads, fuse=False)
+    highest = np.max([session(image[None])[0] for image in batch], axis=0)
+    return {str(value.name): float(peak) for value, peak in zip(observed, highest, strict=True)}
+
+
+def rounded(converted: Converted) -> ir.Model:
+    """The low-precision graph as float32 arithmetic in which every tensor is rounded to its type.
+
+    ONNX Runtime's CPU runs a float16 graph through casts and then drops the casts between two
+    layers: activations keep float32's accuracy and range, so that a value that overflows on a GPU
+    passes unseen. Its CPU has no bfloat16 arithmetic at all. Here every value goes through its own
+    type, as it does in a GPU's memory; sums inside a layer are float32, as on tensor cores.
+    """
+    model = converted.model.clone()
+    graph = model.graph
+    for value in list(graph.initializers.values()):
+        if value.dtype in _LOW and value.const_value is not None:
+            wide = value.const_value.numpy().astype(np.float32)
+            value.const_value = ir.tensor(wide, name=value.name)
+            value.type = ir.TensorType(_FLOAT)
+    for value in graph.inputs:
+        if value.dtype in _LOW:
+            value.type = ir.TensorType(_FLOAT)
+    for node in list(graph):
+        for output in node.outputs:
+            if output.dtype in _LOW:
+                _round(graph, node, output)
+    return model
+
+
+def _round(graph: ir.Graph, node: ir.Node, output: ir.Value) -> None:
+    low = output.dtype
+    if node.op_type in MOVES_DATA:
+        output.type = ir.TensorType(_FLOAT)
+        return
+    readers = tuple(output.uses())
+    to_low = int(low or _FLOAT)
+    if node.op_type == "Cast":
+        down = node
+    else:
+        output.type = ir.TensorType(_FLOAT)
+        down = ir.node("Cast", [output], {"to": to_low})
+        graph.insert_after(node, down)
+    up = ir.node("Cast", down.outputs, {"to": int(_FLOAT)})
+    up.outputs[0].type = ir.TensorType(_FLOAT)
+    up.outputs[0].shape = output.shape
+    graph.insert_after(down, up)
+    for use in readers:
+        use.node.replace_input_with(use.idx, up.outputs[0])
+    if output.is_graph_output():
+        name, output.name = output.name, f"{output.name}.rounded"
+        up.outputs[0].name = name
+        graph.outputs[list(graph.outputs).index(output)] = up.outputs[0]
+
+
+def _shape_of_one(graph: ir.Graph) -> ir.Value:
+    name = "observe.shape_of_one"
+    if name not in graph.initializers:
+        graph.register_initializer(ir.val(name, const_value=ir.tensor(np.array([1], np.int64), name=name)))
+    return graph.initializers[name]

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ONNX Runtime on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import InputError, MissingDependencyError
+from .bench import available_threads
+
+try:
+    import onnxruntime as ort
+except ImportError as error:  # pragma: no cover - exercised in a clean environment
+    raise MissingDependencyError(
+        'ONNX Runtime is not installed; pip install "metaformer-export[cpu]" (or [gpu]).'
+    ) from error
+
+NAME = "onnxruntime-cpu"
+_PROVIDER = "CPUExecutionProvider"
+_ERRORS_ONLY = 3
+
+
+@dataclass(frozen=True)
+class Session:
+    """A loaded model; call it with a batch (B, C, H, W) to get the outputs in order."""
+
+    session: ort.InferenceSession
+    input_name: str
+    input_type: np.dtype[Any]
+
+    def __call__(self, batch: NDArray[np.floating]) -> list[NDArray[np.float32]]:
+        outputs = self.session.run(None, {self.input_name: batch.astype(self.input_type, copy=False)})
+        return [np.asarray(output, np.float32) for output in outputs]
+
+
+def open_session(model: bytes | Path, *, threads: int, fuse: bool = True) -> Session:
+    """Load a serialised model or a file on the CPU.
+
+    Args:
+        threads: of the intra-op pool.
+        fuse: False leaves out the layout changes, for graphs that observe every value.
+
+    Raises:
+        MissingDependencyError: the CPU provider did not load, which would mean another one computes.
+    """
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = _ERRORS_ONLY
+    if not fuse:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    source = model if isinstance(model, bytes) else str(model)
+    session = ort.InferenceSession(source, options, providers=[_PROVIDER])
+    if session.get_providers() != [_PROVIDER]:
+        raise MissingDependencyError(f"asked ONNX Runtime for {_PROVIDER}, got {session.get_providers()}.")
+    (argument,) = session.get_inputs()
+    dtype = {"tensor(float)": np.float32, "tensor(float16)": np.float16}[argument.type]
+    return Session(session, argument.name, np.dtype(dtype))
+
+
+def version() -> str:
+    """Of the library."""
+    return str(ort.__version__)
+
+
+
+
+def load_engine(path: str | Path, *, threads: int | None = None) -> Session:
+    """Load an exported model for inference.
+
+    Args:
+        path: an output folder of this tool (its model.onnx is taken) or an .onnx file.
+        threads: None takes all cores this process may use.
+
+    Raises:
+        InputError: there is no such file, or it is no model that ONNX Runtime can load.
+    """
+    path = Path(path)
+    file = path / "model.onnx" if path.is_dir() else path
+    if not file.is_file():
+        raise InputError(f"{file} does not exist; give an output folder of metaformer-export or an .onnx file.")
+    try:
+        return open_session(file, threads=threads or available_threads())
+    except RuntimeError as error:
+        raise InputError(f"{file} cannot be loaded by ONNX Runtime: {str(error).splitlines()[0]}") from error

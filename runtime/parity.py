@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Does the exported model compute what eager PyTorch computes?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..artifacts import OutOfRange, OutputParity, ParityReport, Precision
+from ..calibration.images import ImageSet
+
+Outputs = list[NDArray[np.float32]]
+Runner = Callable[[NDArray[np.float32]], Outputs]
+
+BATCHES = (1, 3)
+"""One image alone, and several, so that a batch size baked into the graph shows."""
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """What a precision must reach: at most max_rel and rms_rel, at least cosine and top1_agreement."""
+
+    max_rel: float
+    rms_rel: float
+    cosine: float
+    top1_agreement: float
+
+
+THRESHOLDS: dict[Precision, Thresholds] = {
+    "fp32": Thresholds(max_rel=1e-4, rms_rel=1e-5, cosine=0.999999, top1_agreement=1.0),
+    "fp16": Thresholds(max_rel=0.05, rms_rel=0.01, cosine=0.9999, top1_agreement=1.0),
+    # 8 bits of mantissa, an eighth of float16's: eight times its error, and near ties may change places.
+    "bf16": Thresholds(max_rel=0.4, rms_rel=0.08, cosine=0.9968, top1_agreement=0.5),
+}
+
+
+def compare(
+    reference: Runner,
+    candidates: Mapping[str, Runner],
+    images: ImageSet,
+    precision: Precision,
+    names: Sequence[str],
+    *,
+    classifier: bool,
+    out_of_range: tuple[OutOfRange, ...] = (),
+) -> ParityReport:
+    """Run every image through the reference and each candidate, alone and in batches, and judge the worst.
+
+    Args:
+        reference: eager float32: a batch (B, C, H, W) -> outputs in order.
+        candidates: ways to run the exported model, by name; each must pass.
+        names: of the outputs.
+        classifier: whether outputs are logits (N, classes), of which the first classes are compared.
+    """
+    measured: dict[str, list[OutputParity]] = {name: [] for name in names}
+    for batch in BATCHES:
+        count = -(-len(images.files) // batch) * batch
+        chunks = [images.take(start, batch) for start in range(0, count, batch)]
+        expected = _run(reference, chunks)
+        for candidate in candidates.values():
+            for name, want, got in zip(names, expected, _run(candidate, chunks), strict=True):
+                measured[name].append(measure(name, want, got, classifier=classifier))
+    outputs = tuple(_worst(results) for results in measured.values())
+    limits = THRESHOLDS[precision]
+    failures = tuple(failure for output in outputs for failure in judge(output, limits))
+    return ParityReport(
+        passed=not failures,
+        precision=precision,
+        images=len(images.files),
+        image_source=images.source,
+        batches=BATCHES,
+        outputs=outputs,
+        methods=tuple(candidates),
+        thresholds=asdict(limits),
+        failures=failures,
+        out_of_range=out_of_range,
+    )
+
+
+def measure(
+    name: str, want: NDArray[np.floating], got: NDArray[np.floating], *, classifier: bool
+) -> OutputParity:
+    """Differences of one output, both of shape (N, ...), computed in float64."""
+    reference, candidate = want.astype(np.float64), got.astype(np.float64)
+    spread = reference.std() or 1.0
+    difference = candidate - reference
+    norms = np.linalg.norm(reference) * np.linalg.norm(candidate)
+    cosine = float((reference * candidate).sum() / norms) if norms else float(np.array_equal(reference, candidate))
+    top1, top5 = (_agreement(reference, candidate, k) if classifier else 1.0 for k in (1, 5))
+    return OutputParity(
+        name=name,
+        max_abs=float(np.abs(difference).max()),
+        max_rel=float(np.abs(difference).max() / spread),
+        rms_rel=float(np.sqrt(np.mean(difference**2)) / spread),
+        cosine=cosine,
+        top1_agreement=top1,
+        top5_agreement=top5,
+    )
+
+
+def judge(output: OutputParity, limits: Thresholds) -> list[str]:
+    """What misses its threshold, in words; NaN misses every one."""
+    failures = []
+    for key, limit in asdict(limits).items():
+        value = getattr(output, key)
+        upper = key in ("max_rel", "rms_rel")
+        if not (value <= limit if upper else value >= limit):
+            failures.append(f"{output.name}: {key} {value:.3g} is {'above' if upper else 'below'} {limit:g}")
+    return failures
+
+
+def _run(runner: Runner, chunks: Sequence[NDArray[np.float32]]) -> Outputs:
+    results = [runner(chunk) for chunk in chunks]
+    return [np.concatenate(parts) for parts in zip(*results, strict=True)]
+
+
+def _agreement(reference: NDArray[np.float64], candidate: NDArray[np.float64], k: int) -> float:
+    """Mean share of the first k classes that both have; NaN agrees with nothing."""
+    if not np.isfinite(candidate).all():
+        return 0.0
+    k = min(k, reference.shape[-1])
+    first, second = (np.argsort(-scores, axis=-1, kind="stable")[..., :k] for scores in (reference, candidate))
+    return float(np.mean([len(set(a) & set(b)) / k for a, b in zip(first, second, strict=True)]))
+
+
+def _worst(results: Sequence[OutputParity]) -> OutputParity:
+    def most(key: str) -> float:
+        return float(np.max([getattr(result, key) for result in results]))
+
+    def least(key: str) -> float:
+        return float(np.min([getattr(result, key) for result in results]))
+
+    return OutputParity(
+        name=results[0].name,
+        max_abs=most("max_abs"),
+        max_rel=most("max_rel"),
+        rms_rel=most("rms_rel"),
+        cosine=least("cosine"),
+        top1_agreement=least("top1_agreement"),
+        top5_agreement=least("top5_agreement"),
+    )
