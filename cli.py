@@ -28,7 +28,6 @@ _SECTIONS = {
     "Model": ("model", "list_models", "checkpoint", "num_classes", "features", "resolution", "seed"),
     "Precision and form": ("fp16", "bf16", "io", "opset", "batch"),
     "Proof and output": ("images", "output", "as_json"),
-    "General": ("verbose", "debug", "version", "help"),
 }
 
 
@@ -36,9 +35,11 @@ class _Sectioned(click.Command):
     """Help with the options under headings."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        parameters = {p.name: p for p in self.get_params(ctx)}
-        for title, names in _SECTIONS.items():
-            records = [parameters[name].get_help_record(ctx) for name in names]
+        left = {str(parameter.name): parameter for parameter in self.get_params(ctx)}
+        sections = {title: [left.pop(name) for name in names] for title, names in _SECTIONS.items()}
+        sections["General"] = list(left.values())
+        for title, parameters in sections.items():
+            records = [parameter.get_help_record(ctx) for parameter in parameters]
             with formatter.section(title):
                 formatter.write_dl([record for record in records if record is not None])
 
@@ -75,18 +76,38 @@ class _ConsoleProgress:
 @click.command(cls=_Sectioned, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80})
 @click.option("--model", metavar="NAME", help="Model to export, for instance hornet_t.")
 @click.option("--list", "list_models", is_flag=True, help="List the models and stop.")
-@click.option("--checkpoint", type=click.Path(path_type=Path), metavar="FILE", help="Weights: .pth, .pt, .bin or .safetensors. Without: seeded random weights.")
+@click.option(
+    "--checkpoint",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Weights: .pth, .pt, .bin or .safetensors. Without: seeded random weights.",
+)
 @click.option("--num-classes", type=int, metavar="N", help="Classes of the head. [default: the checkpoint's, or 1000]")
 @click.option("--features", is_flag=True, help="Export the stage maps for dense prediction instead of logits.")
 @click.option("--resolution", metavar="N|HxW", help="Input size in pixels. [default: the model's]")
 @click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Seed of random weights.")
 @click.option("--fp16", is_flag=True, help="Cast to float16; what needs float32 stays, with the reason.")
 @click.option("--bf16", is_flag=True, help="Cast to bfloat16.")
-@click.option("--io", type=click.Choice(["fp32", "fp16"]), default="fp32", show_default=True, help="Type of inputs and outputs.")
+@click.option(
+    "--io", type=click.Choice(["fp32", "fp16"]), default="fp32", show_default=True, help="Type of inputs and outputs."
+)
 @click.option("--opset", type=int, metavar="N", help="ONNX opset, 18 to 23. [default: 20; 22 with --bf16]")
-@click.option("--batch", default="1:1:32", show_default=True, metavar="N|MIN:OPT:MAX", help="Batch sizes the model is for; MIN and OPT are timed. The file takes any.")
-@click.option("--images", type=click.Path(path_type=Path), metavar="DIR", help="Images to prove and time with. [default: the photographs that come with the package]")
-@click.option("--output", type=click.Path(path_type=Path), metavar="DIR", help="Folder to write. [default: build/NAME-PRECISION]")
+@click.option(
+    "--batch",
+    default="1:1:32",
+    show_default=True,
+    metavar="N|MIN:OPT:MAX",
+    help="Batch sizes the model is for; MIN and OPT are timed. The file takes any.",
+)
+@click.option(
+    "--images",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Images to prove and time with. [default: the photographs that come with the package]",
+)
+@click.option(
+    "--output", type=click.Path(path_type=Path), metavar="DIR", help="Folder to write. [default: build/NAME-PRECISION]"
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON on stdout, all else on stderr.")
 @click.option("-v", "--verbose", is_flag=True, help="Say what each pass did and left alone.")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
@@ -110,9 +131,10 @@ def command(**given: Any) -> int:
     if given["list_models"]:
         return _list(given["as_json"])
     options = _options(given)
-    from .pipeline import run_export
-
-    result = run_export(options, _ConsoleProgress(Console(stderr=True, highlight=False)))
+    progress = _ConsoleProgress(Console(stderr=True, highlight=False))
+    with progress.stage("start"):
+        from .pipeline import run_export
+    result = run_export(options, progress)
     _print_summary(result, given["as_json"])
     return 0 if result.parity.passed else 1
 
@@ -167,27 +189,15 @@ def _options(given: dict[str, Any]) -> ExportOptions:
 def _list(as_json: bool) -> int:
     from .models import registry
 
-    rows = [
-        {
-            "name": variant.name,
-            "short_name": variant.short_name,
-            "family": family.title,
-            "parameters": variant.parameters,
-            "image_size": variant.image_size,
-            "sizes": family.size_rule.describe(),
-            "features": bool(family.features),
-            "mixer_ops": list(variant.mixer_ops),
-        }
-        for family, variant in registry.variants()
-    ]
     if as_json:
-        click.echo(json.dumps(rows, indent=2))
+        click.echo(json.dumps([registry.describe(*each) for each in registry.variants()], indent=2))
         return 0
     click.echo(f"{'name':24s}{'short name':20s}{'parameters':>11s}{'size':>6s}  can do")
-    for row in rows:
-        can = [row["sizes"]] + ["features"] * row["features"] + row["mixer_ops"]
+    for family, variant in registry.variants():
+        can = [family.size_rule.describe(), *["--features"][: bool(family.features)], *variant.mixer_ops]
+        millions = f"{variant.parameters / 1e6:.1f} M"
         click.echo(
-            f"{row['name']:24s}{row['short_name']:20s}{row['parameters'] / 1e6:9.1f} M{row['image_size']:6d}  {', '.join(can)}"
+            f"{variant.name:24s}{variant.short_name:20s}{millions:>11s}{variant.image_size:6d}  {', '.join(can)}"
         )
     return 0
 

@@ -31,7 +31,7 @@ def check_output(folder: Path) -> None:
     if not ancestor.is_dir():
         raise OutputError(f"output {folder} lies below {ancestor}, which is a file.")
     try:
-        os.rmdir(tempfile.mkdtemp(prefix=".metaformer-export-", dir=ancestor))
+        Path(tempfile.mkdtemp(prefix=".metaformer-export-", dir=ancestor)).rmdir()
     except OSError as error:
         raise OutputError(f"output folder {folder} cannot be written: {error.strerror} ({ancestor}).") from error
 

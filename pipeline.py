@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -112,7 +113,8 @@ def run_export(options: ExportOptions, progress: Progress | None = None) -> Expo
         done(", ".join(f"{each.model.graph.num_nodes()} nodes {each.form}" for each in lowered))
     with progress.stage("convert") as done:
         files, wide = _convert(lowered, options, images)
-        done(f"{options.precision}, {sum(len(k.ops) for k in files[0].converted.kept)} nodes kept in float32, ONNX checked")
+        kept = sum(len(each.ops) for each in files[0].converted.kept)
+        done(f"{options.precision}, {kept} nodes kept in float32, ONNX checked")
     with progress.stage("parity") as done:
         proof = _prove(loaded, files, images, options)
         proof = replace(proof, out_of_range=wide)
@@ -120,7 +122,7 @@ def run_export(options: ExportOptions, progress: Progress | None = None) -> Expo
     with progress.stage("time") as done:
         timing = _time(loaded.module, files[0], lowered[0], images, options)
         done(", ".join(f"{row.runtime} {row.precision} {row.median_ms:.1f} ms" for row in timing.results))
-    for text in _closing_notes(proof, timing, options):
+    for text in _closing_notes(proof, options):
         note(text)
     with progress.stage("write") as done:
         result = ExportResult(folder, loaded.spec, options.precision, proof, timing, Manifest({}), tuple(notes))
@@ -137,7 +139,9 @@ def _resolved(options: ExportOptions) -> ExportOptions:
         raise InputError(f"--opset {opset} is not supported; use {OPSETS.start} to {OPSETS[-1]}.")
     if options.precision == "bf16":
         if opset is not None and opset < BFLOAT16_OPSET:
-            raise InputError(f"--bf16 needs opset {BFLOAT16_OPSET} or later (Conv has no bfloat16 before); got {opset}.")
+            raise InputError(
+                f"--bf16 needs opset {BFLOAT16_OPSET} or later (Conv has no bfloat16 before); got {opset}."
+            )
         opset = opset or BFLOAT16_OPSET
     if options.io == "fp16" and options.precision != "fp16":
         raise InputError("--io fp16 goes with --fp16.")
@@ -183,7 +187,7 @@ def _prove(loaded: LoadedModel, files: tuple[_File, ...], images: ImageSet, opti
                 graph, threads=threads
             )
     return parity.compare(
-        lambda batch: eager.run(loaded.module, batch),
+        partial(eager.run, loaded.module),
         candidates,
         images,
         options.precision,
@@ -192,9 +196,7 @@ def _prove(loaded: LoadedModel, files: tuple[_File, ...], images: ImageSet, opti
     )
 
 
-def _time(
-    model: nn.Module, file: _File, fp32: Lowered, images: ImageSet, options: ExportOptions
-) -> BenchReport:
+def _time(model: nn.Module, file: _File, fp32: Lowered, images: ImageSet, options: ExportOptions) -> BenchReport:
     """Eager, the exported file, and where that is not float32 its float32 form as well."""
     threads = bench.available_threads()
     sessions = {}
@@ -206,8 +208,8 @@ def _time(
     rounds = 0
     for batch in sorted({options.batch.smallest, options.batch.usual}):
         x = images.take(0, batch)
-        runs: dict[str, bench.Run] = {"eager": lambda x=x: eager.run(model, x)}  # type: ignore[misc]
-        runs |= {name: (lambda session=session, x=x: session(x)) for name, session in sessions.items()}
+        runs: dict[str, bench.Run] = {"eager": partial(eager.run, model, x)}
+        runs |= {name: partial(session, x) for name, session in sessions.items()}
         times = bench.interleaved(runs, seconds=_BENCH_SECONDS)
         base = bench.median(times["eager"])
         rounds = len(times["eager"])
@@ -215,9 +217,7 @@ def _time(
             runtime, precision = (eager.NAME, "fp32") if name == "eager" else (onnxruntime.NAME, name)
             ms = bench.median(measured)
             rows.append(BenchRow(runtime, precision, batch, ms, bench.p90(measured), base / ms))
-    delivered = next(
-        (r for r in rows if r.runtime == onnxruntime.NAME and r.precision == options.precision), None
-    )
+    delivered = next((r for r in rows if r.runtime == onnxruntime.NAME and r.precision == options.precision), None)
     return BenchReport(
         machine=bench.machine(),
         threads=threads,
@@ -236,7 +236,7 @@ def _parity_line(proof: ParityReport) -> str:
     )
 
 
-def _closing_notes(proof: ParityReport, timing: BenchReport, options: ExportOptions) -> list[str]:
+def _closing_notes(proof: ParityReport, options: ExportOptions) -> list[str]:
     notes = []
     if proof.out_of_range:
         first = proof.out_of_range[0]
@@ -245,10 +245,13 @@ def _closing_notes(proof: ParityReport, timing: BenchReport, options: ExportOpti
             f"first {first.module} ({first.op}, {first.max_abs:.3g}); all are in parity.json."
         )
     if options.precision == "fp16":
-        notes.append("No GPU was used: a CPU runs FP16 through casts, so its speed shows on a GPU only. No engine was built.")
+        notes.append(
+            "No GPU was used: a CPU runs FP16 through casts, so its speed shows on a GPU only. No engine was built."
+        )
     if options.precision == "bf16":
-        notes.append("ONNX Runtime's CPU has no BF16: parity is of the rounded graph, and only the FP32 form was timed.")
-    del timing
+        notes.append(
+            "ONNX Runtime's CPU has no BF16: parity is of the rounded graph, and only the FP32 form was timed."
+        )
     return notes
 
 

@@ -61,9 +61,8 @@ def manifest_of(
             "model": spec,
             "batch": dataclasses.asdict(options.batch),
             "inputs": {
-                "checkpoint": result.spec.checkpoint_sha256 and {
-                    "file": result.spec.weights, "sha256": result.spec.checkpoint_sha256
-                },
+                "checkpoint": result.spec.checkpoint_sha256
+                and {"file": result.spec.weights, "sha256": result.spec.checkpoint_sha256},
                 "images": [{"file": file.name, "sha256": sha256_of(file)} for file in images.files],
             },
             "outputs": {

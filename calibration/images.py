@@ -79,9 +79,7 @@ def read_image(file: Path, spec: ModelSpec) -> NDArray[np.float32]:
     return preprocess(upright, spec.preprocessing, spec.image_size, spec.in_chans)
 
 
-def preprocess(
-    image: Image.Image, how: Preprocessing, size: tuple[int, int], in_chans: int = 3
-) -> NDArray[np.float32]:
+def preprocess(image: Image.Image, how: Preprocessing, size: tuple[int, int], in_chans: int = 3) -> NDArray[np.float32]:
     """Resize so that size / crop is covered, cut out the centre, normalise: (in_chans, H, W) float32.
 
     With another number of channels than 3, the red, green and blue planes are repeated in turn.

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping
+from functools import partial
 from typing import Literal
 
 import ml_dtypes
@@ -28,6 +29,7 @@ KEPT_MIXER_OPS = {"GlobalFilter": "an FFT sums a whole map; its coefficients los
 """Mixer ops that stay in float32 whatever the sample batch shows, and why."""
 
 _FLOAT = ir.DataType.FLOAT
+_LOW_DATA_TYPES = tuple(data_type for data_type, _ in LOW_TYPES.values())
 
 
 def convert(
@@ -50,9 +52,7 @@ def convert(
         return Converted(lowered.spec, model, lowered.form, precision, (), _count_layers(model.graph))
     reasons = _islands(model.graph, max_abs or {} if precision == "fp16" else {})
     _cast(model.graph, set(reasons), *LOW_TYPES[precision], keep_io=io == "fp32")
-    return Converted(
-        lowered.spec, model, lowered.form, precision, _kept(reasons), _count_layers(model.graph)
-    )
+    return Converted(lowered.spec, model, lowered.form, precision, _kept(reasons), _count_layers(model.graph))
 
 
 def out_of_range(lowered: Lowered, max_abs: Mapping[str, float]) -> tuple[OutOfRange, ...]:
@@ -102,34 +102,31 @@ def _cast(graph: ir.Graph, islands: set[ir.Node], low: ir.DataType, dtype: DType
     """Set the type of every float value and cast where a node needs another type than its input has."""
     nodes = [node for node in graph if not _casts_to_float(node)]
     floats = {v for node in graph for v in (*node.inputs, *node.outputs) if v is not None and v.dtype == _FLOAT}
-    boundary = {value for value in (*graph.inputs, *graph.outputs) if value.dtype == _FLOAT}
     weights = {value for value in floats if value.is_initializer()}
-    if not keep_io:
-        for value in boundary:
-            value.type = ir.TensorType(low)
-    outputs = list(graph.outputs)
-    for node in nodes:
-        if node not in islands:
-            for output in node.outputs:
-                if output in floats:
-                    output.type = ir.TensorType(low)
+    lowered = {output for node in nodes if node not in islands for output in node.outputs}
+    for value in lowered & floats | (set() if keep_io else set(graph.inputs) & floats):
+        value.type = ir.TensorType(low)
     casts: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
     for node in nodes:
         wanted = _FLOAT if node in islands else low
-        for index, value in enumerate(node.inputs):
-            if value not in floats or value is None or value.dtype == wanted:
+        for index, source in enumerate(node.inputs):
+            if source is None or source not in floats or source.dtype == wanted:
                 continue
-            key = (value, wanted)
-            if key not in casts:
-                casts[key] = _low_weight(node, value, dtype) if value in weights else _cast_before(node, value, wanted)
-            node.replace_input_with(index, casts[key])
-    for value in weights:
-        if not value.uses():
-            del graph.initializers[str(value.name)]
-    for (old, _), new in casts.items():
-        if old in weights and not old.uses():
-            new.name = old.name
-    _cast_outputs(graph, outputs, _FLOAT if keep_io else low)
+            if (source, wanted) not in casts:
+                make = partial(_low_weight, dtype=dtype) if source in weights else partial(_cast_before, to=wanted)
+                casts[source, wanted] = make(node, source)
+            node.replace_input_with(index, casts[source, wanted])
+    _drop_unused_weights(graph, weights, {old: new for (old, _), new in casts.items()})
+    _cast_outputs(graph, _FLOAT if keep_io else low)
+
+
+def _drop_unused_weights(graph: ir.Graph, weights: set[ir.Value], low: Mapping[ir.Value, ir.Value]) -> None:
+    """Remove float32 weights that only their low-precision copies replaced, and give those their names."""
+    for weight in weights:
+        if not weight.uses():
+            name = str(weight.name)
+            del graph.initializers[name]
+            low[weight].name = name
 
 
 def _casts_to_float(node: ir.Node) -> bool:
@@ -151,14 +148,16 @@ def _cast_before(node: ir.Node, value: ir.Value, to: ir.DataType) -> ir.Value:
     return output
 
 
-def _cast_outputs(graph: ir.Graph, outputs: list[ir.Value], wanted: ir.DataType) -> None:
+def _cast_outputs(graph: ir.Graph, wanted: ir.DataType) -> None:
     """Give graph outputs the wanted type under their old names."""
-    for index, value in enumerate(outputs):
+    for index, value in enumerate(list(graph.outputs)):
         node = value.producer()
-        if value.dtype == wanted or node is None:
+        if value.dtype == wanted or value.dtype not in (_FLOAT, *_LOW_DATA_TYPES) or node is None:
             continue
         name, value.name = value.name, f"{value.name}.before_cast"
-        cast = ir.node("Cast", [value], {"to": int(wanted)}, name=f"{name}/Cast", metadata_props=dict(node.metadata_props))
+        cast = ir.node(
+            "Cast", [value], {"to": int(wanted)}, name=f"{name}/Cast", metadata_props=dict(node.metadata_props)
+        )
         cast.outputs[0].name, cast.outputs[0].shape = name, value.shape
         cast.outputs[0].type = ir.TensorType(wanted)
         graph.append(cast)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from torch import nn
 
 from ..artifacts import ModelSpec, Traced
 from ..errors import InputError
+from .graph import SCOPES, module_of
 
 OPSETS = range(18, 24)
 DEFAULT_OPSET = 20
@@ -52,9 +54,23 @@ def trace(model: nn.Module, spec: ModelSpec, opset: int = DEFAULT_OPSET) -> Trac
         )
     if program is None:
         raise RuntimeError("the exporter returned nothing")
-    graph: ir.Model = program.model
-    graph.graph.name = spec.name
-    return Traced(spec, graph, opset)
+    traced: ir.Model = program.model
+    traced.graph.name = spec.name
+    _scope_orphans(traced.graph)
+    return Traced(spec, traced, opset)
+
+
+def _scope_orphans(graph: ir.Graph) -> None:
+    """Give nodes that the exporter leaves without a module path (Split) the module of their neighbours."""
+    for node in graph:
+        if SCOPES in node.metadata_props:
+            continue
+        sources = [value.producer() for value in node.inputs if value is not None]
+        readers = [use.node for output in node.outputs for use in output.uses()]
+        paths = [module_of(each).split(".") for each in (*sources, *readers) if each is not None and module_of(each)]
+        common = os.path.commonprefix(paths) if paths else []
+        scopes = [".".join(common[:i]) for i in range(len(common) + 1)]
+        node.metadata_props[SCOPES] = repr([*scopes, str(node.name)])
 
 
 @contextmanager

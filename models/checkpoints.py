@@ -89,11 +89,13 @@ def _read_pickle(path: Path) -> Any:
         raise CheckpointError(f"{path} is not a checkpoint that torch can read, or it is damaged.") from error
     except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"checkpoint {path} is damaged, cut short or not a checkpoint ({reason[:120]}).") from error
+        raise CheckpointError(
+            f"checkpoint {path} is damaged, cut short or not a checkpoint ({reason[:120]})."
+        ) from error
 
 
 def _named_global(message: str) -> str:
-    """" (posix.system)" where torch names what the pickle asked for."""
+    """ " (posix.system)" where torch names what the pickle asked for."""
     _, found, rest = message.partition("GLOBAL ")
     name = rest.split()[0].strip(".,`'") if found and rest.split() else ""
     return f" ({name})" if "." in name else ""

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -48,7 +49,8 @@ class Block(nn.Module):
         x = x + self.gamma1[:, None, None] * self.gnconv(self.norm1(x))
         tokens = self.norm2(x.permute(0, 2, 3, 1))
         tokens = self.gamma2 * self.pwconv2(F.gelu(self.pwconv1(tokens)))
-        return x + tokens.permute(0, 3, 1, 2)
+        out: Tensor = x + tokens.permute(0, 3, 1, 2)
+        return out
 
 
 class HorNet(nn.Module):
@@ -63,10 +65,8 @@ class HorNet(nn.Module):
         dims = [config.width * 2**i for i in range(4)]
         stem = nn.Sequential(nn.Conv2d(options.in_chans, dims[0], 4, 4), ChannelLayerNorm(dims[0], _EPS))
         self.downsample_layers = nn.ModuleList([stem])
-        for before, after in zip(dims, dims[1:], strict=False):
-            self.downsample_layers.append(
-                nn.Sequential(ChannelLayerNorm(before, _EPS), nn.Conv2d(before, after, 2, 2))
-            )
+        for before, after in pairwise(dims):
+            self.downsample_layers.append(nn.Sequential(ChannelLayerNorm(before, _EPS), nn.Conv2d(before, after, 2, 2)))
         self.stages = nn.ModuleList(
             nn.Sequential(*(Block(dim, order, size) for _ in range(depth)))
             for dim, order, size, depth in zip(dims, _ORDERS, config.filters, _DEPTHS, strict=True)

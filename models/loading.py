@@ -55,7 +55,9 @@ def load_model(
     module = build(family, variant, options, device="meta").to_empty(device="cpu")
     if read is None:
         random_weights.fill(module, seed)
-        notes = [f"No checkpoint given: weights are random (seed {seed}), every branch alive. The outputs mean nothing."]
+        notes = [
+            f"No checkpoint given: weights are random (seed {seed}), every branch alive. The outputs mean nothing."
+        ]
     else:
         notes = _load(module, read, family, variant, options)
     spec = ModelSpec(
@@ -95,14 +97,13 @@ def _adopt_classes(family: Family, read: Checkpoint, asked: int | None) -> int |
     classes = int(head.shape[0])
     if asked is not None and asked != classes:
         raise CheckpointError(
-            f"checkpoint {read.path} has {classes} classes, not {asked}; leave out the number of classes to keep its head."
+            f"checkpoint {read.path} has {classes} classes, not {asked}; "
+            "leave out the number of classes to keep its head."
         )
     return classes
 
 
-def _load(
-    module: nn.Module, read: Checkpoint, family: Family, variant: Variant, options: BuildOptions
-) -> list[str]:
+def _load(module: nn.Module, read: Checkpoint, family: Family, variant: Variant, options: BuildOptions) -> list[str]:
     """Load strictly, or raise CheckpointError; returns what the user should know."""
     notes = []
     tensors: Mapping[str, Tensor] = read.tensors
@@ -112,7 +113,8 @@ def _load(
     problem = _difference(tensors, module)
     if problem:
         raise CheckpointError(
-            f"checkpoint {read.path} is not a {variant.short_name}: {problem}.{_likeliest(read.tensors, variant, options)}"
+            f"checkpoint {read.path} is not a {variant.short_name}: {problem}."
+            f"{_likeliest(read.tensors, variant, options)}"
         )
     module.load_state_dict(dict(tensors), strict=True)
     if read.wrapper:
@@ -140,7 +142,9 @@ def _dense_tensors(
     if new and any(name.startswith(head) for name in ours):
         ours = {name: tensor for name, tensor in ours.items() if not name.startswith(head)}
         ours |= {name: torch.full(wanted[name].shape, float(name.endswith("weight"))) for name in new}
-        notes.append("A classifier's checkpoint: its head is left out, and the norms of the stage maps are plain (weight 1, bias 0).")
+        notes.append(
+            "A classifier's checkpoint: its head is left out; the norms of the stage maps are plain (weight 1, bias 0)."
+        )
     return ours, notes
 
 

@@ -17,6 +17,20 @@ def variants() -> list[tuple[Family, Variant]]:
     return [(family, variant) for family in FAMILIES for variant in family.variants]
 
 
+def describe(family: Family, variant: Variant) -> dict[str, object]:
+    """A variant as plain data, for JSON."""
+    return {
+        "name": variant.name,
+        "short_name": variant.short_name,
+        "family": family.title,
+        "parameters": variant.parameters,
+        "image_size": variant.image_size,
+        "sizes": family.size_rule.describe(),
+        "features": family.features,
+        "mixer_ops": list(variant.mixer_ops),
+    }
+
+
 def find(name: str) -> tuple[Family, Variant]:
     """The family and variant of a full or short name; UnknownModelError suggests the nearest names."""
     wanted = name.strip().lower().replace("-", "_")

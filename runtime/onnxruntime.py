@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,8 +65,6 @@ def open_session(model: bytes | Path, *, threads: int, fuse: bool = True) -> Ses
 def version() -> str:
     """Of the library."""
     return str(ort.__version__)
-
-
 
 
 def load_engine(path: str | Path, *, threads: int | None = None) -> Session:

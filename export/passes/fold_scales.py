@@ -61,7 +61,7 @@ def _absorbs(value: ir.Value, factor: Array) -> bool:
     axis = _INTO_WEIGHTS.get(node.op_type)
     if axis is None or any(constant(weight) is None for weight in node.inputs[1:] if weight is not None):
         return False
-    return factor.size == factor.shape[axis]
+    return bool(factor.size == factor.shape[axis])
 
 
 def _absorb(value: ir.Value, factor: Array) -> None:

@@ -93,7 +93,7 @@ def _replace_linear(transpose: ir.Node, matmul: ir.Node, bias: ir.Value | None) 
     shape = [result.shape[0], weight.shape[0], *(size(result, axis) for axis in (2, 3))]
     moved = build.node("Transpose", [x], {"perm": TO_NCHW}, like=result, shape=shape)
     inputs = [moved.outputs[0], build.constant(f"{matrix.name}.conv", weight.T[:, :, None, None])]
-    if bias is not None:
-        inputs.append(build.constant(f"{bias.name}.conv", np.broadcast_to(constant(bias), weight.shape[1:])))
+    if bias is not None and (offset := constant(bias)) is not None:
+        inputs.append(build.constant(f"{bias.name}.conv", np.broadcast_to(offset, weight.shape[1:])))
     replace(result, build.value("Conv", inputs, attributes={"kernel_shape": (1, 1)}, like=result))
     return moved

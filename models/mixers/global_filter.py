@@ -38,11 +38,17 @@ def global_filter(x: Tensor, weight: Tensor) -> Tensor:
             version=1,
         )
         return exported
+    return fft_filter(x, weight)
+
+
+def fft_filter(x: Tensor, weight: Tensor) -> Tensor:
+    """`global_filter` as the plain mathematics, also while exporting."""
+    height, width = x.shape[-2:]
     dtype = torch.promote_types(x.dtype, torch.float32)
     weight = resize_filter(weight.to(dtype), height, width // 2 + 1)
     spectrum = torch.fft.rfft2(x.to(dtype), dim=(2, 3), norm="ortho")
     filtered = spectrum * torch.view_as_complex(weight.contiguous())
-    result = torch.fft.irfft2(filtered, s=(height, width), dim=(2, 3), norm="ortho")
+    result: Tensor = torch.fft.irfft2(filtered, s=(height, width), dim=(2, 3), norm="ortho")
     return result.to(x.dtype)
 
 
@@ -50,9 +56,7 @@ def resize_filter(weight: Tensor, height: int, width: int) -> Tensor:
     """Resize a (C, h, w, 2) spectral filter to (C, height, width, 2), bilinear, align_corners=True."""
     if weight.shape[1:3] == (height, width):
         return weight
-    planes = F.interpolate(
-        weight.permute(3, 0, 1, 2), size=(height, width), mode="bilinear", align_corners=True
-    )
+    planes = F.interpolate(weight.permute(3, 0, 1, 2), size=(height, width), mode="bilinear", align_corners=True)
     return planes.permute(1, 2, 3, 0)
 
 

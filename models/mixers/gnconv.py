@@ -41,7 +41,7 @@ class RecursiveGatedConv(nn.Module):
         self.pws = nn.ModuleList(nn.Conv2d(a, b, 1) for a, b in pairwise(self.dims))
 
     def forward(self, x: Tensor) -> Tensor:
-        projected, context = torch.split(self.proj_in(x), (self.dims[0], sum(self.dims)), dim=1)
+        projected, context = torch.split(self.proj_in(x), [self.dims[0], sum(self.dims)], dim=1)
         gates = torch.split(self.dwconv(context) * self.scale, self.dims, dim=1)
         x = projected * gates[0]
         for project, gate in zip(self.pws, gates[1:], strict=True):

@@ -104,4 +104,4 @@ GlobalFilter <height, width> (x, weight) => (y)
 
 def function(opset: int) -> ir.Function:
     """The body for a model of that opset."""
-    return ir.from_proto(onnx.parser.parse_function(_BODY.format(opset=opset)))
+    return ir.serde.deserialize_function(onnx.parser.parse_function(_BODY.format(opset=opset)))

@@ -25,7 +25,8 @@ def reference(x: NDArray[np.floating], weight: NDArray[np.floating]) -> NDArray[
     height, width = x.shape[-2:]
     resized = resize_filter(weight, height, width // 2 + 1)
     spectrum = np.fft.rfft2(x.astype(np.float64), norm="ortho") * (resized[..., 0] + 1j * resized[..., 1])
-    return np.fft.irfft2(spectrum, s=(height, width), norm="ortho")
+    result: NDArray[np.float64] = np.fft.irfft2(spectrum, s=(height, width), norm="ortho")
+    return result
 
 
 def resize_filter(weight: NDArray[np.floating], height: int, width: int) -> NDArray[np.float64]:
@@ -48,4 +49,5 @@ def _interpolation(source: int, target: int) -> NDArray[np.float64]:
         return np.eye(target)
     position = np.linspace(0, source - 1, target) if target > 1 else np.zeros(1)
     grid = np.arange(source)
-    return np.clip(1 - np.abs(position[:, None] - grid), 0, None)
+    weights: NDArray[np.float64] = np.clip(1 - np.abs(position[:, None] - grid), 0, None)
+    return weights

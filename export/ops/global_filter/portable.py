@@ -76,11 +76,11 @@ def expand_dense(build: Builder, x: ir.Value, weight: NDArray[np.floating]) -> i
     k = real.shape[1]
     flat = _reshape(build, x, [channels, height * width])
     size = f"{height}x{width}"
-    spectrum = [
+    real_part, imaginary_part = [
         build.value("MatMul", [flat, _const(build, f"dft{size}.{part}", matrix)], like=x, shape=[*_head(flat), k])
         for part, matrix in (("real", real), ("imag", imaginary))
     ]
-    filtered = _multiply(build, *spectrum, weight.reshape(channels, k, 2))
+    filtered = _multiply(build, real_part, imaginary_part, weight.reshape(channels, k, 2))
     back = build.value("MatMul", [filtered, _const(build, f"dft{size}.inverse", inverse)], like=flat)
     return _reshape(build, back, [channels, height, width])
 
@@ -103,7 +103,7 @@ def expand_separable(build: Builder, x: ir.Value, weight: NDArray[np.floating]) 
     turned = _turn(build, along_rows, channels, (height, 2, half), (0, 1, 4, 3, 2))
     # (a + ib)(c - is) = (ac + bs) + i(bc - as), summed over H.
     forward = (np.vstack([column.cos, column.sin]), np.vstack([-column.sin, column.cos]))
-    spectrum = [
+    real_part, imaginary_part = [
         build.value(
             "MatMul",
             [turned, _const(build, f"{name}.columns.{part}", matrix)],
@@ -112,12 +112,10 @@ def expand_separable(build: Builder, x: ir.Value, weight: NDArray[np.floating]) 
         )
         for part, matrix in zip(("real", "imag"), forward, strict=True)
     ]
-    filtered = _multiply(build, *spectrum, weight.transpose(0, 2, 1, 3))
+    filtered = _multiply(build, real_part, imaginary_part, weight.transpose(0, 2, 1, 3))
     # (a + ib)(c + is) = (ac - bs) + i(as + bc), summed over the frequencies of H.
     backward = np.block([[column.cos.T, column.sin.T], [-column.sin.T, column.cos.T]])
-    columns_back = build.value(
-        "MatMul", [filtered, _const(build, f"{name}.columns.inverse", backward)], like=turned
-    )
+    columns_back = build.value("MatMul", [filtered, _const(build, f"{name}.columns.inverse", backward)], like=turned)
     turned_back = _turn(build, columns_back, channels, (half, 2, height), (0, 1, 4, 3, 2))
     inverse = np.vstack([(row.cos * pairs).T, -(row.sin * pairs).T])
     return build.value("MatMul", [turned_back, _const(build, f"{name}.rows.inverse", inverse)], like=x)

@@ -1,0 +1,45 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip install --disable-pip-version-check --quiet -c constraints.txt
+
+.PHONY: demo test test-all check format bench wheel clean
+
+demo: $(VENV)/.run  ## install what an export needs and export hornet_t
+	$(BIN)/metaformer-export --model hornet_t --fp16
+
+test: $(VENV)/.dev  ## the tests that CI runs
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: $(VENV)/.dev  ## all tests
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.dev  ## lint, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	mkdir -p $(VENV)/src && ln -sfn ../.. $(VENV)/src/metaformer_export
+	MYPYPATH=$(VENV)/src $(BIN)/mypy -p metaformer_export
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.run  ## the portable file against its peers
+	$(BIN)/python benchmarks/portable.py hornet_t hornet_t_gf
+
+wheel: $(VENV)/.dev
+	$(BIN)/python -m build --wheel
+
+clean:
+	rm -rf build dist $(VENV) *.egg-info
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.run: $(BIN)/python pyproject.toml constraints.txt
+	$(PIP) -e ".[cpu]"
+	touch $@
+
+$(VENV)/.dev: $(BIN)/python pyproject.toml constraints.txt
+	$(PIP) -e ".[cpu,test,dev]"
+	touch $@ $(VENV)/.run
