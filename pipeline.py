@@ -83,7 +83,7 @@ def run_export(options: ExportOptions, progress: Progress | None = None) -> Expo
     """
     progress = progress or Silent()
     options = _resolved(options)
-    folder = options.output or Path("build") / f"{registry.find(options.model)[1].short_name}-{options.precision}"
+    folder = options.output or _default_folder(options)
     check_output(folder)
     notes: list[str] = []
 
@@ -129,6 +129,17 @@ def run_export(options: ExportOptions, progress: Progress | None = None) -> Expo
         result = _write(result, files, lowered, images, options)
         done(str(folder))
     return result
+
+
+def _default_folder(options: ExportOptions) -> Path:
+    """build/NAME-PRECISION, with what differs from the model's default in between."""
+    _, variant = registry.find(options.model)
+    parts = [variant.short_name]
+    if options.features:
+        parts.append("features")
+    if options.resolution is not None and options.resolution != (variant.image_size, variant.image_size):
+        parts.append("x".join(map(str, options.resolution)))
+    return Path("build") / "-".join([*parts, options.precision])
 
 
 def _resolved(options: ExportOptions) -> ExportOptions:

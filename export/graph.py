@@ -112,11 +112,16 @@ class Builder:
 
 
 def replace(old: ir.Value, new: ir.Value) -> None:
-    """Let every reader of `old`, graph outputs included, read `new`; then drop old's node if it is dead."""
+    """Let every reader of `old` read `new`, and drop old's node if it is dead.
+
+    Where `old` is an output of the graph, `new` takes its place and its name.
+    """
     if new.type is None:
         new.type = old.type
     if new.shape is None:
         new.shape = old.shape
+    if old.is_graph_output():
+        old.name, new.name = None, old.name
     ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
     remove_if_dead(old.producer())
 

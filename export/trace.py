@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 import logging
-import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import takewhile
 
 import onnx_ir as ir
 import torch
@@ -68,7 +68,7 @@ def _scope_orphans(graph: ir.Graph) -> None:
         sources = [value.producer() for value in node.inputs if value is not None]
         readers = [use.node for output in node.outputs for use in output.uses()]
         paths = [module_of(each).split(".") for each in (*sources, *readers) if each is not None and module_of(each)]
-        common = os.path.commonprefix(paths) if paths else []
+        common = [parts[0] for parts in takewhile(lambda parts: len(set(parts)) == 1, zip(*paths, strict=False))]
         scopes = [".".join(common[:i]) for i in range(len(common) + 1)]
         node.metadata_props[SCOPES] = repr([*scopes, str(node.name)])
 

@@ -6,6 +6,9 @@ from __future__ import annotations
 import argparse
 import hashlib
 import pickle
+import pickletools
+import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,15 +81,18 @@ def _read_safetensors(path: Path) -> Mapping[str, Any]:
 def _read_pickle(path: Path) -> Any:
     try:
         # Namespace is what training scripts keep their arguments in; it holds data only.
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if "GLOBAL" in str(error) or "REDUCE" in str(error):
-            raise CheckpointError(
-                f"checkpoint {path} was refused: it is a pickle that would run code when opened"
-                f"{_named_global(str(error))}. Save its state dict as .safetensors, or with torch.save, and use that."
-            ) from error
-        raise CheckpointError(f"{path} is not a checkpoint that torch can read, or it is damaged.") from error
+        refused = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if refused is None and not _calls_functions(path):
+            raise CheckpointError(f"{path} is not a checkpoint that torch can read, or it is damaged.") from error
+        named = "" if refused is None else f" ({refused[1]})"
+        raise CheckpointError(
+            f"checkpoint {path} was refused: it is a pickle that would run code when opened{named}. "
+            "Save its state dict alone, with torch.save or as .safetensors, and use that."
+        ) from error
     except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
@@ -94,11 +100,13 @@ def _read_pickle(path: Path) -> Any:
         ) from error
 
 
-def _named_global(message: str) -> str:
-    """ " (posix.system)" where torch names what the pickle asked for."""
-    _, found, rest = message.partition("GLOBAL ")
-    name = rest.split()[0].strip(".,`'") if found and rest.split() else ""
-    return f" ({name})" if "." in name else ""
+def _calls_functions(path: Path) -> bool:
+    """Whether a bare pickle imports or calls anything; reads its opcodes without running them."""
+    try:
+        with path.open("rb") as file:
+            return any(op.name in ("GLOBAL", "STACK_GLOBAL", "REDUCE") for op, _, _ in pickletools.genops(file))
+    except ValueError:
+        return False
 
 
 def _unwrap(path: Path, content: Any) -> tuple[str, dict[str, Tensor]]:

@@ -14,7 +14,6 @@ from .family import BuildOptions, Family, Preprocessing, Variant
 from .mixers.gnconv import RecursiveGatedConv
 from .norms import ChannelLayerNorm
 
-_DEPTHS = (2, 3, 18, 2)
 _ORDERS = (2, 3, 4, 5)
 _EPS = 1e-6
 
@@ -26,10 +25,11 @@ _FILTER_384: _Filters = (None, None, (24, 13), (12, 7))
 
 @dataclass(frozen=True)
 class HorNetConfig:
-    """Channels of the first stage, and the spectral filter size (h, w) of each stage (None: 7x7)."""
+    """Channels of the first stage, spectral filter size (h, w) of each stage (None: 7x7), blocks of each stage."""
 
     width: int
     filters: _Filters = _CONV_7X7
+    depths: tuple[int, int, int, int] = (2, 3, 18, 2)
 
 
 class Block(nn.Module):
@@ -69,7 +69,7 @@ class HorNet(nn.Module):
             self.downsample_layers.append(nn.Sequential(ChannelLayerNorm(before, _EPS), nn.Conv2d(before, after, 2, 2)))
         self.stages = nn.ModuleList(
             nn.Sequential(*(Block(dim, order, size) for _ in range(depth)))
-            for dim, order, size, depth in zip(dims, _ORDERS, config.filters, _DEPTHS, strict=True)
+            for dim, order, size, depth in zip(dims, _ORDERS, config.filters, config.depths, strict=True)
         )
         self.features = options.features
         if options.features:

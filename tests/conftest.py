@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Models that many tests look at are built and traced once a session."""
+
+from __future__ import annotations
+
+import pytest
+import support
+import torch
+from hypothesis import settings
+from torch import nn
+
+from metaformer_export.artifacts import Traced
+from metaformer_export.export.trace import trace
+from metaformer_export.models import hornet, registry
+from metaformer_export.models.family import BuildOptions
+
+settings.register_profile("default", deadline=None, max_examples=30, derandomize=True)
+settings.load_profile("default")
+torch.set_num_threads(2)
+
+
+@pytest.fixture
+def small_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    """hornet_test and hornet_test_gf exist in this test."""
+    monkeypatch.setattr(registry, "FAMILIES", (support.small_family(),))
+
+
+@pytest.fixture(scope="session")
+def small_gf() -> nn.Module:
+    return support.fill_golden(hornet.HorNet(support.SMALL_GF, BuildOptions()))
+
+
+@pytest.fixture(scope="session")
+def traced_small_gf(small_gf: nn.Module) -> Traced:
+    return trace(small_gf, support.spec_for("hornet_test_gf"))
+
+
+@pytest.fixture(scope="session")
+def small_7x7() -> nn.Module:
+    return support.fill_golden(hornet.HorNet(support.SMALL, BuildOptions()))
+
+
+@pytest.fixture(scope="session")
+def traced_small_7x7(small_7x7: nn.Module) -> Traced:
+    return trace(small_7x7, support.spec_for("hornet_test"))

@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Timing: in turn, in the right unit, and bounded."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from metaformer_export.runtime.bench import available_threads, interleaved, machine, median, p90
+
+
+def test_runs_take_turns_and_are_timed_in_milliseconds() -> None:
+    calls: list[str] = []
+
+    def run(name: str, seconds: float) -> None:
+        calls.append(name)
+        time.sleep(seconds)
+
+    times = interleaved({"a": lambda: run("a", 0.0), "b": lambda: run("b", 0.02)}, rounds=4)
+    assert {name: len(each) for name, each in times.items()} == {"a": 4, "b": 4}
+    assert calls[4:12] == ["a", "a", "b", "b", "a", "a", "b", "b"]
+    assert 20 <= median(times["b"]) < 200
+    assert median(times["a"]) < median(times["b"])
+
+
+def test_it_stops_after_the_time_given() -> None:
+    times = interleaved({"a": lambda: time.sleep(0.05)}, rounds=1000, seconds=0.1)
+    assert len(times["a"]) == 3
+
+
+def test_statistics_and_machine() -> None:
+    assert median([3.0, 1.0, 2.0]) == 2.0
+    assert p90([float(i) for i in range(11)]) == pytest.approx(9.0)
+    assert available_threads() >= 1
+    assert "cores" in machine()

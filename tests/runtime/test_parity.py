@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The judge itself: it must be able to say no."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from metaformer_export.artifacts import ParityReport
+from metaformer_export.calibration.images import ImageSet
+from metaformer_export.runtime.parity import THRESHOLDS, compare, judge, measure
+
+RANDOM = np.random.RandomState(0)
+LOGITS = RANDOM.standard_normal((7, 10)).astype(np.float32)
+IMAGES = ImageSet(RANDOM.standard_normal((7, 1, 2, 2)).astype(np.float32), tuple(map(Path, "abcdefg")), "noise")
+
+
+def rows(batch: np.ndarray) -> list[np.ndarray]:
+    """Looks up each image's logits, so that order and batches matter."""
+    index = [int(np.flatnonzero((IMAGES.batch == image).all((1, 2, 3)))[0]) for image in batch]
+    return [LOGITS[index]]
+
+
+def run(candidate) -> ParityReport:
+    return compare(rows, {"candidate": candidate}, IMAGES, "fp32", ("logits",), classifier=True)
+
+
+def test_equal_outputs_pass_with_no_error() -> None:
+    report = run(rows)
+    assert report.passed
+    assert (report.images, report.batches) == (7, (1, 3))
+    assert (report.outputs[0].max_abs, report.outputs[0].top1_agreement) == (0.0, 1.0)
+    assert report.outputs[0].cosine == pytest.approx(1.0)
+
+
+def test_an_error_is_measured_as_it_is() -> None:
+    got = measure("y", LOGITS, LOGITS + 0.25, classifier=True)
+    spread = LOGITS.astype(np.float64).std()
+    assert got.max_abs == pytest.approx(0.25, rel=1e-6)
+    assert got.rms_rel == pytest.approx(0.25 / spread, rel=1e-6)
+    assert got.top1_agreement == 1.0
+    reversed_order = measure("y", LOGITS, -LOGITS, classifier=True)
+    assert reversed_order.cosine == pytest.approx(-1.0)
+    assert reversed_order.top1_agreement == 0.0
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda batch: [rows(batch)[0] * 1.01],
+        lambda batch: [rows(batch)[0][::-1]],  # right alone, wrong in a batch
+        lambda batch: [np.repeat(rows(batch)[0][:1], len(batch), axis=0)],
+        lambda batch: [np.full_like(rows(batch)[0], np.nan)],
+    ],
+    ids=["scaled", "reversed", "first-row-repeated", "nan"],
+)
+def test_a_wrong_candidate_fails(wrong) -> None:
+    report = run(wrong)
+    assert not report.passed
+    assert report.failures[0].startswith("logits: max_rel")
+
+
+def test_every_threshold_can_fail_by_itself() -> None:
+    good = measure("y", LOGITS, LOGITS, classifier=True)
+    for precision, limits in THRESHOLDS.items():
+        assert judge(good, limits) == [], precision
+        for key, bad in {"max_rel": 1.0, "rms_rel": 1.0, "cosine": 0.9, "top1_agreement": 0.4}.items():
+            assert len(judge(replace(good, **{key: bad}), limits)) == 1

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What several tests need: golden weights, small models, and graphs run before and after a rewrite."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch import nn
+
+from metaformer_export.artifacts import ModelSpec
+from metaformer_export.models import hornet, registry
+from metaformer_export.models.family import Family, Preprocessing, Variant
+from metaformer_export.runtime.onnxruntime import open_session
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def _golden_module() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("golden", GOLDEN / "golden.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["golden"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+golden = _golden_module()
+
+SMALL = hornet.HorNetConfig(16, depths=(1, 1, 1, 1))
+SMALL_GF = replace(SMALL, filters=(None, None, (14, 8), (7, 4)))
+
+
+def small_variant(name: str, config: hornet.HorNetConfig) -> Variant:
+    """A HorNet that traces in seconds."""
+    ops = ("GlobalFilter",) if any(config.filters) else ()
+    return Variant(name, name, config, parameters=0, mixer_ops=ops)
+
+
+def small_family() -> Family:
+    """HorNet with two small variants in front: hornet_test and hornet_test_gf."""
+    variants = (small_variant("hornet_test", SMALL), small_variant("hornet_test_gf", SMALL_GF))
+    return replace(hornet.FAMILY, variants=(*variants, *hornet.FAMILY.variants))
+
+
+def install_small_family() -> None:
+    """Make the small variants known in this process."""
+    registry.FAMILIES = (small_family(),)
+
+
+def golden_state_dict(name: str, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
+    """The golden weights of a model under the names of its golden file."""
+    data = golden.load(GOLDEN / f"{name}.npz")
+    filled = golden.fill_state_dict(data["keys"], data["shapes"])
+    return {key: torch.from_numpy(array).to(dtype) for key, array in filled.items()}
+
+
+def fill_golden(module: nn.Module) -> nn.Module:
+    """Fill any module as the goldens are filled: weights that make every branch matter."""
+    state = module.state_dict()
+    module.load_state_dict({k: torch.from_numpy(np.asarray(golden.fill(k, tuple(t.shape)))) for k, t in state.items()})
+    return module.eval().requires_grad_(False)
+
+
+def spec_for(name: str, size: tuple[int, int] = (224, 224), outputs: tuple[str, ...] = ("logits",)) -> ModelSpec:
+    """A spec for a module that a test made itself."""
+    return ModelSpec(
+        name=name,
+        short_name=name,
+        family="hornet",
+        image_size=size,
+        in_chans=3,
+        num_classes=1000,
+        features=len(outputs) > 1,
+        parameters=0,
+        weights="golden",
+        checkpoint_sha256=None,
+        preprocessing=Preprocessing(),
+        outputs=outputs,
+    )
+
+
+def run_model(model: ir.Model, batch: np.ndarray) -> list[np.ndarray]:
+    """Run a graph in ONNX Runtime on the CPU."""
+    return open_session(ir.to_proto(model).SerializeToString(), threads=2)(batch)
+
+
+def relative_error(got: np.ndarray, want: np.ndarray) -> float:
+    """Largest difference over the spread of what is wanted."""
+    return float(np.abs(np.asarray(got, np.float64) - want).max() / np.asarray(want, np.float64).std())
+
+
+def image(*shape: int) -> np.ndarray:
+    """The goldens' random image, float32."""
+    return golden.image(shape).astype(np.float32)
