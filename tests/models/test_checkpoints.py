@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import safetensors.torch
-import support
 import torch
 from torch import nn
 
@@ -22,9 +21,8 @@ from metaformer_export.models.loading import load_model
 pytestmark = pytest.mark.usefixtures("small_models")
 
 
-@pytest.fixture(scope="module")
-def model() -> nn.Module:
-    support.install_small_family()
+@pytest.fixture
+def model(small_models: None) -> nn.Module:
     return create_model("hornet_test", seed=3)
 
 
