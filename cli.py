@@ -126,7 +126,7 @@ def command(**given: Any) -> int:
     marked failed); 2 wrong input, nothing written; 3 something needed is missing.
     """
     if given["verbose"]:
-        logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(name)s: %(message)s")
+        logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(message)s")
         logging.getLogger(__package__).setLevel(logging.DEBUG)
     if given["list_models"]:
         return _list(given["as_json"])

@@ -10,24 +10,13 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-import onnx
 from torch import nn
 
-from .artifacts import (
-    BenchReport,
-    BenchRow,
-    Converted,
-    ExportResult,
-    Lowered,
-    Manifest,
-    OutOfRange,
-    ParityReport,
-    Traced,
-)
+from .artifacts import BenchReport, BenchRow, Converted, ExportResult, Lowered, Manifest, ParityReport, Traced
 from .calibration.images import ImageSet, load_images
 from .errors import InputError
 from .export.lower import check, lower, to_proto
-from .export.ops import DOMAIN
+from .export.ops.mixer_op import DOMAIN
 from .export.precision import convert, out_of_range
 from .export.trace import BFLOAT16_OPSET, DEFAULT_OPSET, OPSETS, trace
 from .models import registry
@@ -66,11 +55,12 @@ class Silent:
 
 @dataclass(frozen=True)
 class _File:
-    """One graph of the output folder, serialised."""
+    """One graph of the output folder. What is proved and timed is `data`, and `data` is what is written."""
 
     name: str
+    lowered: Lowered
     converted: Converted
-    proto: onnx.ModelProto
+    data: bytes
 
 
 def run_export(options: ExportOptions, progress: Progress | None = None) -> ExportResult:
@@ -85,61 +75,18 @@ def run_export(options: ExportOptions, progress: Progress | None = None) -> Expo
     options = _resolved(options)
     folder = options.output or _default_folder(options)
     check_output(folder)
-    notes: list[str] = []
-
-    def note(text: str) -> None:
+    loaded, images = _load(options, progress)
+    notes = list(loaded.notes)
+    for text in notes:
+        progress.note(text)
+    lowered = _lower(loaded, options, progress)
+    files, proof = _prove(loaded, lowered, images, options, progress)
+    timing = _time(loaded.module, files[0], images, options, progress)
+    for text in _closing_notes(proof, options):
         notes.append(text)
         progress.note(text)
-
-    with progress.stage("load") as done:
-        loaded = load_model(
-            options.model,
-            checkpoint=options.checkpoint,
-            num_classes=options.num_classes,
-            image_size=options.resolution,
-            features=options.features,
-            seed=options.seed,
-        )
-        images = load_images(options.images, loaded.spec)
-        height, width = loaded.spec.image_size
-        done(f"{loaded.spec.name}, {loaded.spec.parameters / 1e6:.1f} M parameters, {height}x{width}, {images.source}")
-    for text in loaded.notes:
-        note(text)
-    with progress.stage("trace") as done:
-        traced = trace(loaded.module, loaded.spec, options.opset or DEFAULT_OPSET)
-        done(f"{traced.model.graph.num_nodes()} nodes, opset {traced.opset}")
-    with progress.stage("lower") as done:
-        lowered = _lower(traced)
-        done(", ".join(f"{each.model.graph.num_nodes()} nodes {each.form}" for each in lowered))
-    with progress.stage("convert") as done:
-        files, wide = _convert(lowered, options, images)
-        kept = sum(len(each.ops) for each in files[0].converted.kept)
-        done(f"{options.precision}, {kept} nodes kept in float32, ONNX checked")
-    with progress.stage("parity") as done:
-        proof = _prove(loaded, files, images, options)
-        proof = replace(proof, out_of_range=wide)
-        done(_parity_line(proof))
-    with progress.stage("time") as done:
-        timing = _time(loaded.module, files[0], lowered[0], images, options)
-        done(", ".join(f"{row.runtime} {row.precision} {row.median_ms:.1f} ms" for row in timing.results))
-    for text in _closing_notes(proof, options):
-        note(text)
-    with progress.stage("write") as done:
-        result = ExportResult(folder, loaded.spec, options.precision, proof, timing, Manifest({}), tuple(notes))
-        result = _write(result, files, lowered, images, options)
-        done(str(folder))
-    return result
-
-
-def _default_folder(options: ExportOptions) -> Path:
-    """build/NAME-PRECISION, with what differs from the model's default in between."""
-    _, variant = registry.find(options.model)
-    parts = [variant.short_name]
-    if options.features:
-        parts.append("features")
-    if options.resolution is not None and options.resolution != (variant.image_size, variant.image_size):
-        parts.append("x".join(map(str, options.resolution)))
-    return Path("build") / "-".join([*parts, options.precision])
+    result = ExportResult(folder, loaded.spec, options.precision, proof, timing, Manifest({}), tuple(notes))
+    return _write(result, files, images, options, progress)
 
 
 def _resolved(options: ExportOptions) -> ExportOptions:
@@ -156,86 +103,141 @@ def _resolved(options: ExportOptions) -> ExportOptions:
         opset = opset or BFLOAT16_OPSET
     if options.io == "fp16" and options.precision != "fp16":
         raise InputError("--io fp16 goes with --fp16.")
-    return replace(options, opset=opset)
+    return replace(options, opset=opset or DEFAULT_OPSET)
 
 
-def _lower(traced: Traced) -> tuple[Lowered, ...]:
+def _default_folder(options: ExportOptions) -> Path:
+    """build/NAME-PRECISION, with what differs from the model's default in between."""
+    _, variant = registry.find(options.model)
+    parts = [variant.short_name]
+    if options.features:
+        parts.append("features")
+    if options.resolution is not None and options.resolution != (variant.image_size, variant.image_size):
+        parts.append("x".join(map(str, options.resolution)))
+    return Path("build") / "-".join([*parts, options.precision])
+
+
+def _load(options: ExportOptions, progress: Progress) -> tuple[LoadedModel, ImageSet]:
+    with progress.stage("load") as done:
+        loaded = load_model(
+            options.model,
+            checkpoint=options.checkpoint,
+            num_classes=options.num_classes,
+            image_size=options.resolution,
+            features=options.features,
+            seed=options.seed,
+        )
+        images = load_images(options.images, loaded.spec)
+        height, width = loaded.spec.image_size
+        millions = loaded.spec.parameters / 1e6
+        done(f"{loaded.spec.name}, {millions:.1f} M parameters, {height}x{width}, {images.source}")
+    return loaded, images
+
+
+def _lower(loaded: LoadedModel, options: ExportOptions, progress: Progress) -> tuple[Lowered, ...]:
     """The portable form, and the plugin form where the model has mixer ops."""
-    forms = ["portable"]
-    if any(node.domain == DOMAIN for node in traced.model.graph):
-        forms.append("plugin")
-    return tuple(lower(traced, form) for form in forms)
+    with progress.stage("trace") as done:
+        traced: Traced = trace(loaded.module, loaded.spec, options.opset or DEFAULT_OPSET)
+        done(f"{traced.model.graph.num_nodes()} nodes, opset {traced.opset}")
+    with progress.stage("lower") as done:
+        forms = ["portable"]
+        if any(node.domain == DOMAIN for node in traced.model.graph):
+            forms.append("plugin")
+        lowered = tuple(lower(traced, form) for form in forms)
+        done(", ".join(f"{each.model.graph.num_nodes()} nodes {each.form}" for each in lowered))
+    return lowered
 
 
-def _convert(
-    lowered: tuple[Lowered, ...], options: ExportOptions, images: ImageSet
-) -> tuple[tuple[_File, ...], tuple[OutOfRange, ...]]:
-    """Each form in the wanted precision, checked; and what left float16's range on the images."""
-    files, wide = [], []
-    for each in lowered:
-        peaks = None
+def _prove(
+    loaded: LoadedModel, lowered: tuple[Lowered, ...], images: ImageSet, options: ExportOptions, progress: Progress
+) -> tuple[tuple[_File, ...], ParityReport]:
+    """Every form in the wanted precision, and how all of them compare with eager."""
+    with progress.stage("convert") as done:
+        peaks: tuple[dict[str, float], ...] = ({},) * len(lowered)
         if options.precision == "fp16":
-            peaks = largest_magnitudes(each, images.batch, bench.available_threads())
-            wide.append(out_of_range(each, peaks))
-        converted = convert(each, options.precision, max_abs=peaks, io=options.io)
-        proto = to_proto(converted.model)
-        check(proto)
-        files.append(_File(_FILES[each.form], converted, proto))
-    return tuple(files), wide[0] if wide else ()
+            peaks = tuple(largest_magnitudes(each, images.batch, bench.available_threads()) for each in lowered)
+        files = tuple(_convert(each, options, peak) for each, peak in zip(lowered, peaks, strict=True))
+        kept = sum(len(each.ops) for each in files[0].converted.kept)
+        done(f"{options.precision}, {kept} nodes kept in float32, ONNX checked")
+    with progress.stage("parity") as done:
+        proof = parity.compare(
+            partial(eager.run, loaded.module),
+            _candidates(files, options),
+            images,
+            options.precision,
+            loaded.spec.outputs,
+            classifier=not loaded.spec.features,
+            out_of_range=out_of_range(lowered[0], peaks[0]),
+        )
+        done(_parity_line(proof))
+    return files, proof
 
 
-def _prove(loaded: LoadedModel, files: tuple[_File, ...], images: ImageSet, options: ExportOptions) -> ParityReport:
-    threads = bench.available_threads()
-    candidates: dict[str, parity.Runner] = {}
+def _convert(lowered: Lowered, options: ExportOptions, peaks: dict[str, float]) -> _File:
+    converted = convert(lowered, options.precision, max_abs=peaks, io=options.io)
+    proto = to_proto(converted.model)
+    check(proto)
+    return _File(_FILES[lowered.form], lowered, converted, proto.SerializeToString())
+
+
+def _candidates(files: tuple[_File, ...], options: ExportOptions) -> dict[str, parity.Opener]:
+    """Ways to run the files on this machine, all of which must agree with eager."""
+    candidates: dict[str, parity.Opener] = {}
     for file in files:
-        if options.precision != "bf16":
-            candidates[f"{file.name} in {onnxruntime.NAME}"] = onnxruntime.open_session(
-                file.proto.SerializeToString(), threads=threads
-            )
+        if options.precision != "bf16":  # ONNX Runtime's CPU cannot run it
+            candidates[f"{file.name} in {onnxruntime.NAME}"] = partial(_open, file.data)
         if options.precision != "fp32":
-            graph = to_proto(rounded(file.converted)).SerializeToString()
-            candidates[f"{file.name}, every tensor rounded to {options.precision}"] = onnxruntime.open_session(
-                graph, threads=threads
-            )
-    return parity.compare(
-        partial(eager.run, loaded.module),
-        candidates,
-        images,
-        options.precision,
-        loaded.spec.outputs,
-        classifier=not loaded.spec.features,
-    )
+            rounding = partial(_open_rounded, file.converted)
+            candidates[f"{file.name}, every tensor rounded to {options.precision}"] = rounding
+    return candidates
 
 
-def _time(model: nn.Module, file: _File, fp32: Lowered, images: ImageSet, options: ExportOptions) -> BenchReport:
+def _open(data: bytes) -> onnxruntime.Session:
+    return onnxruntime.open_session(data, threads=bench.available_threads())
+
+
+def _open_rounded(converted: Converted) -> onnxruntime.Session:
+    return _open(to_proto(rounded(converted)).SerializeToString())
+
+
+def _time(model: nn.Module, file: _File, images: ImageSet, options: ExportOptions, progress: Progress) -> BenchReport:
     """Eager, the exported file, and where that is not float32 its float32 form as well."""
-    threads = bench.available_threads()
-    sessions = {}
-    if options.precision != "fp32":
-        sessions["fp32"] = onnxruntime.open_session(to_proto(fp32.model).SerializeToString(), threads=threads)
-    if options.precision != "bf16":  # ONNX Runtime's CPU has no bfloat16 arithmetic
-        sessions[options.precision] = onnxruntime.open_session(file.proto.SerializeToString(), threads=threads)
-    rows: list[BenchRow] = []
-    rounds = 0
-    for batch in sorted({options.batch.smallest, options.batch.usual}):
-        x = images.take(0, batch)
-        runs: dict[str, bench.Run] = {"eager": partial(eager.run, model, x)}
-        runs |= {name: partial(session, x) for name, session in sessions.items()}
-        times = bench.interleaved(runs, seconds=_BENCH_SECONDS)
-        base = bench.median(times["eager"])
-        rounds = len(times["eager"])
-        for name, measured in times.items():
-            runtime, precision = (eager.NAME, "fp32") if name == "eager" else (onnxruntime.NAME, name)
-            ms = bench.median(measured)
-            rows.append(BenchRow(runtime, precision, batch, ms, bench.p90(measured), base / ms))
-    delivered = next((r for r in rows if r.runtime == onnxruntime.NAME and r.precision == options.precision), None)
+    with progress.stage("time") as done:
+        sessions = {}
+        if options.precision != "fp32":
+            sessions["fp32"] = _open(to_proto(file.lowered.model).SerializeToString())
+        if options.precision != "bf16":
+            sessions[options.precision] = _open(file.data)
+        rows: list[BenchRow] = []
+        rounds = 0
+        for batch in sorted({options.batch.smallest, options.batch.usual}):
+            x = images.take(0, batch)
+            runs: dict[str, bench.Run] = {eager.NAME: partial(eager.run, model, x)}
+            runs |= {name: partial(session, x) for name, session in sessions.items()}
+            times = bench.interleaved(runs, seconds=_BENCH_SECONDS)
+            rounds = len(times[eager.NAME])
+            rows += _rows(times, batch)
+        done(", ".join(f"{row.runtime} {row.precision} {row.median_ms:.1f} ms" for row in rows))
+    ours = (row for row in rows if row.runtime == onnxruntime.NAME and row.precision == options.precision)
+    delivered = next(ours, None)
     return BenchReport(
         machine=bench.machine(),
-        threads=threads,
+        threads=bench.available_threads(),
         iterations=rounds,
         results=tuple(rows),
         speedup_over_eager=None if delivered is None else delivered.speedup_over_eager,
     )
+
+
+def _rows(times: dict[str, list[float]], batch: int) -> list[BenchRow]:
+    """One row for each candidate; candidates but eager are called by their precision."""
+    base = bench.median(times[eager.NAME])
+    rows = []
+    for name, measured in times.items():
+        runtime, precision = (eager.NAME, "fp32") if name == eager.NAME else (onnxruntime.NAME, name)
+        ms = bench.median(measured)
+        rows.append(BenchRow(runtime, precision, batch, ms, bench.p90(measured), base / ms))
+    return rows
 
 
 def _parity_line(proof: ParityReport) -> str:
@@ -267,19 +269,16 @@ def _closing_notes(proof: ParityReport, options: ExportOptions) -> list[str]:
 
 
 def _write(
-    result: ExportResult,
-    files: tuple[_File, ...],
-    lowered: tuple[Lowered, ...],
-    images: ImageSet,
-    options: ExportOptions,
+    result: ExportResult, files: tuple[_File, ...], images: ImageSet, options: ExportOptions, progress: Progress
 ) -> ExportResult:
-    with staged(result.folder) as staging:
+    with progress.stage("write") as done, staged(result.folder) as staging:
         for file in files:
-            onnx.save(file.proto, staging / file.name)
+            (staging / file.name).write_bytes(file.data)
         (staging / "parity.json").write_text(to_json(result.parity), encoding="utf-8")
         (staging / "bench.json").write_text(to_json(result.bench), encoding="utf-8")
-        graphs = {file.name: (file.converted, each) for file, each in zip(files, lowered, strict=True)}
         (staging / "report.html").write_text(to_html(result), encoding="utf-8")
+        graphs = {file.name: (file.converted, file.lowered) for file in files}
         manifest = manifest_of(result, graphs, images, options, staging)
         (staging / MANIFEST).write_text(to_json(manifest.content), encoding="utf-8")
+        done(str(result.folder))
     return replace(result, manifest=manifest)

@@ -22,7 +22,7 @@ from .version import __version__
 
 FORMAT = 1
 """Version of the manifest's layout; it grows when a field changes its meaning."""
-_PACKAGES = ("torch", "onnx", "onnxscript", "onnx-ir", "onnxruntime", "onnxruntime-gpu", "numpy", "pillow")
+_PACKAGES = ("torch", "onnx", "onnxscript", "onnx-ir", "onnxruntime", "onnxruntime-gpu", "openvino", "numpy", "pillow")
 
 
 def to_json(value: Any) -> str:

@@ -3,13 +3,15 @@
 
     python benchmarks/portable.py hornet_t hornet_t_gf
 
-Peers: torch's own ONNX export of the same eager model in ONNX Runtime, eager, and torch.compile.
+Peers: torch's own ONNX export of the same eager model in ONNX Runtime, eager, and torch.compile;
+with the `openvino` extra installed also the portable file in OpenVINO.
 Parity of every candidate with eager is asserted before anything is timed; all are timed in turn in
 one process with the same threads, and a ratio is of medians. A peer that fails is a row that says so.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import sys
 import time
@@ -35,7 +37,6 @@ MAX_ERROR = 1e-4
 """Largest difference from eager, over the spread of eager's output, that a candidate may have."""
 
 OURS = "portable in ONNX Runtime"
-PEERS = ("torch export in ONNX Runtime", "eager", "torch.compile")
 
 
 @dataclass
@@ -99,7 +100,25 @@ def compiled(loaded: LoadedModel, threads: int) -> Callable[[np.ndarray], np.nda
     return lambda batch: eager.run(module, batch)[0]
 
 
-MAKERS = {OURS: portable, PEERS[0]: torch_export, PEERS[1]: eagerly, PEERS[2]: compiled}
+def in_openvino(loaded: LoadedModel, threads: int) -> Callable[[np.ndarray], np.ndarray]:
+    """Our portable form in OpenVINO, in float32 and for latency."""
+    import openvino
+
+    graph = to_proto(lower(trace(loaded.module, loaded.spec), "portable").model)
+    core = openvino.Core()
+    settings = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+    model = core.compile_model(core.read_model(graph.SerializeToString()), "CPU", settings)
+    return lambda batch: model(batch)[0]
+
+
+MAKERS = {
+    OURS: portable,
+    "torch export in ONNX Runtime": torch_export,
+    "eager": eagerly,
+    "torch.compile": compiled,
+}
+if importlib.util.find_spec("openvino") is not None:
+    MAKERS["portable in OpenVINO"] = in_openvino
 
 
 def measure(name: str, batches: list[int], rounds: int, threads: int) -> list[Row]:

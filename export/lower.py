@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from ..artifacts import Lowered, Traced
 from ..errors import LoweringError
-from .ops import DOMAIN
+from .ops.mixer_op import DOMAIN
 from .passes.base import run_pass
 from .passes.catalog import FORMS
 

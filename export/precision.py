@@ -15,7 +15,8 @@ from numpy.typing import DTypeLike
 
 from ..artifacts import Converted, KeptLayer, Lowered, OutOfRange, Precision
 from .graph import MIXER_OP, MOVES_DATA, Builder, attribute, constant, module_of
-from .ops import DOMAIN
+from .ops.catalog import find
+from .ops.mixer_op import DOMAIN
 
 LOW_TYPES: dict[Precision, tuple[ir.DataType, DTypeLike]] = {
     "fp16": (ir.DataType.FLOAT16, np.float16),
@@ -24,9 +25,6 @@ LOW_TYPES: dict[Precision, tuple[ir.DataType, DTypeLike]] = {
 FLOAT16_MAX = 65504.0
 HEADROOM = 2.0
 """A value that comes within this factor of the float16 range on the sample batch stays in float32."""
-
-KEPT_MIXER_OPS = {"GlobalFilter": "an FFT sums a whole map; its coefficients lose accuracy and overflow in 16 bits"}
-"""Mixer ops that stay in float32 whatever the sample batch shows, and why."""
 
 _FLOAT = ir.DataType.FLOAT
 _LOW_DATA_TYPES = tuple(data_type for data_type, _ in LOW_TYPES.values())
@@ -70,9 +68,9 @@ def _islands(graph: ir.Graph, max_abs: Mapping[str, float]) -> dict[ir.Node, str
     reasons = {}
     wide = {name for name, value in max_abs.items() if not value * HEADROOM <= FLOAT16_MAX}
     for node in graph:
-        mixer = node.op_type if node.domain == DOMAIN else node.metadata_props.get(MIXER_OP, "")
-        if mixer in KEPT_MIXER_OPS:
-            reasons[node] = f"{mixer}: {KEPT_MIXER_OPS[mixer]}"
+        mixer = find(node.op_type if node.domain == DOMAIN else node.metadata_props.get(MIXER_OP, ""))
+        if mixer is not None and mixer.float32:
+            reasons[node] = f"{mixer.op_type}: {mixer.float32}"
         elif (made := next((v for v in node.outputs if v.name in wide), None)) is not None:
             reasons[node] = f"its output reaches {max_abs[str(made.name)]:.3g} on the sample batch"
         elif (read := next((v for v in node.inputs if v is not None and v.name in wide), None)) is not None:

@@ -14,6 +14,7 @@ from ..calibration.images import ImageSet
 
 Outputs = list[NDArray[np.float32]]
 Runner = Callable[[NDArray[np.float32]], Outputs]
+Opener = Callable[[], Runner]
 
 BATCHES = (1, 3)
 """One image alone, and several, so that a batch size baked into the graph shows."""
@@ -39,7 +40,7 @@ THRESHOLDS: dict[Precision, Thresholds] = {
 
 def compare(
     reference: Runner,
-    candidates: Mapping[str, Runner],
+    candidates: Mapping[str, Opener],
     images: ImageSet,
     precision: Precision,
     names: Sequence[str],
@@ -51,17 +52,18 @@ def compare(
 
     Args:
         reference: eager float32: a batch (B, C, H, W) -> outputs in order.
-        candidates: ways to run the exported model, by name; each must pass.
+        candidates: ways to run the exported model, by name; each must pass. They are opened one at a
+            time, so that only one is in memory.
         names: of the outputs.
         classifier: whether outputs are logits (N, classes), of which the first classes are compared.
     """
     measured: dict[str, list[OutputParity]] = {name: [] for name in names}
-    for batch in BATCHES:
-        count = -(-len(images.files) // batch) * batch
-        chunks = [images.take(start, batch) for start in range(0, count, batch)]
-        expected = _run(reference, chunks)
-        for candidate in candidates.values():
-            for name, want, got in zip(names, expected, _run(candidate, chunks), strict=True):
+    chunks = {batch: _chunks(images, batch) for batch in BATCHES}
+    expected = {batch: _run(reference, chunks[batch]) for batch in BATCHES}
+    for open_candidate in candidates.values():
+        candidate = open_candidate()
+        for batch in BATCHES:
+            for name, want, got in zip(names, expected[batch], _run(candidate, chunks[batch]), strict=True):
                 measured[name].append(measure(name, want, got, classifier=classifier))
     outputs = tuple(_worst(results) for results in measured.values())
     limits = THRESHOLDS[precision]
@@ -108,6 +110,11 @@ def judge(output: OutputParity, limits: Thresholds) -> list[str]:
         if not (value <= limit if upper else value >= limit):
             failures.append(f"{output.name}: {key} {value:.3g} is {'above' if upper else 'below'} {limit:g}")
     return failures
+
+
+def _chunks(images: ImageSet, batch: int) -> list[NDArray[np.float32]]:
+    """All images in full batches; the last is filled up from the beginning."""
+    return [images.take(start, batch) for start in range(0, len(images.files), batch)]
 
 
 def _run(runner: Runner, chunks: Sequence[NDArray[np.float32]]) -> Outputs:

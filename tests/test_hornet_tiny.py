@@ -72,8 +72,8 @@ def test_the_float16_file_agrees_on_the_photographs(case: Case) -> None:
     report = compare(
         lambda batch: eager.run(case.module, batch),
         {
-            "file": session_of(converted),
-            "rounded": open_session(to_proto(rounded(converted)).SerializeToString(), threads=2),
+            "file": lambda: session_of(converted),
+            "rounded": lambda: open_session(to_proto(rounded(converted)).SerializeToString(), threads=2),
         },
         images,
         "fp16",

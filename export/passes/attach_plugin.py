@@ -7,32 +7,37 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from ..ops import DOMAIN, VERSION
-from ..ops.global_filter.function import function
-from ..ops.global_filter.op import OP_ID
+from ..ops.catalog import find
+from ..ops.mixer_op import DOMAIN, VERSION
 from .base import Pass
 
-PLUGIN_ATTRIBUTES = ("plugin_namespace", "plugin_version", "height", "width")
+LOOKUP = ("plugin_namespace", "plugin_version")
+"""Attributes by which TensorRT's parser finds a plugin."""
 
 
 @dataclass(frozen=True)
 class AttachPlugin(Pass):
-    """Writes every attribute that TensorRT's parser reads (plugin_namespace, plugin_version and the
-    operator's own; a missing one fails there) and adds the operator's function body to the model.
+    """Writes the attributes of TensorRT's plugin lookup and adds the operators' function bodies to the
+    model. Afterwards every mixer op has all attributes that its plugin reads; a missing one fails there.
     """
 
+    def requires(self, graph: ir.Graph) -> str | None:
+        unknown = {node.op_type for node in graph if node.domain == DOMAIN and find(node.op_type) is None}
+        return f"no mixer op is called {', '.join(sorted(unknown))}" if unknown else None
+
     def rewrite(self, model: ir.Model) -> int:
-        nodes = [node for node in model.graph if node.op_identifier() == OP_ID]
+        nodes = [node for node in model.graph if node.domain == DOMAIN]
         for node in nodes:
             node.attributes["plugin_namespace"] = ir.AttrString("plugin_namespace", DOMAIN)
             node.attributes["plugin_version"] = ir.AttrString("plugin_version", str(VERSION))
-        if nodes:
-            body = function(model.opset_imports[""])
-            model.functions[body.identifier()] = body
+            if (op := find(node.op_type)) is not None:
+                body = op.function(model.opset_imports[""])
+                model.functions[body.identifier()] = body
         return len(nodes)
 
     def ensures(self, graph: ir.Graph) -> str | None:
         for node in graph:
-            if node.op_identifier() == OP_ID and not all(name in node.attributes for name in PLUGIN_ATTRIBUTES):
+            op = find(node.op_type) if node.domain == DOMAIN else None
+            if op is not None and not {*LOOKUP, *op.attributes} <= set(node.attributes):
                 return f"{node.name} lacks a plugin attribute"
         return None

@@ -25,7 +25,7 @@ def rows(batch: np.ndarray) -> list[np.ndarray]:
 
 
 def run(candidate) -> ParityReport:
-    return compare(rows, {"candidate": candidate}, IMAGES, "fp32", ("logits",), classifier=True)
+    return compare(rows, {"candidate": lambda: candidate}, IMAGES, "fp32", ("logits",), classifier=True)
 
 
 def test_equal_outputs_pass_with_no_error() -> None:

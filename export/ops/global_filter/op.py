@@ -14,7 +14,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import DOMAIN
+from ..mixer_op import DOMAIN
 
 OP_TYPE = "GlobalFilter"
 OP_ID = (DOMAIN, OP_TYPE, "")

@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the rest of the exporter needs to know about a mixer op, as data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+DOMAIN = "metaformer"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class MixerOp:
+    """One operator of the metaformer domain.
+
+    Attributes:
+        op_type: name of the node.
+        attributes: all of the node's own attributes; TensorRT's parser fails on a missing one.
+        function: the operator's body in standard operators, for a model of the given opset.
+        float32: why it stays in float32 in a low-precision graph; "" if it need not.
+    """
+
+    op_type: str
+    attributes: tuple[str, ...]
+    function: Callable[[int], ir.Function]
+    float32: str = ""
