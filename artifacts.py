@@ -158,6 +158,7 @@ class BenchReport:
     """Latencies measured side by side in one run.
 
     Attributes:
+        iterations: timed rounds, the fewest over the batch sizes.
         speedup_over_eager: of the delivered model.onnx at the first batch size; None where this machine
             cannot run its precision (bfloat16 on a CPU).
     """
@@ -167,7 +168,6 @@ class BenchReport:
     iterations: int
     results: tuple[BenchRow, ...]
     speedup_over_eager: float | None
-    versions: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -39,12 +39,12 @@ class MissingDependencyError(MetaformerExportError):
 
 
 class LoweringError(MetaformerExportError):
-    """A pass could not keep what it guarantees; a defect of this package."""
+    """A pass could not keep what it guarantees: a defect of this package."""
 
-    exit_code = 1
+    exit_code = 70  # EX_SOFTWARE: neither the user's input nor a failed proof
 
 
 class ParityError(MetaformerExportError):
-    """The exported model does not compute what eager PyTorch computes."""
+    """The exported model's outputs cannot even be compared with eager PyTorch's."""
 
     exit_code = 1

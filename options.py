@@ -11,6 +11,8 @@ from typing import Literal
 from .artifacts import Precision
 from .errors import InputError
 
+MAX_BATCH = 1024
+
 
 @dataclass(frozen=True)
 class BatchRange:
@@ -23,18 +25,18 @@ class BatchRange:
     @classmethod
     def parse(cls, text: str) -> BatchRange:
         """From "N" or "MIN:OPT:MAX"; InputError unless 1 <= MIN <= OPT <= MAX."""
-        if re.fullmatch(r"\d+(:\d+:\d+)?", text) is None:
+        if re.fullmatch(r"\d{1,9}(:\d{1,9}:\d{1,9})?", text) is None:
             raise InputError(f"--batch takes N or MIN:OPT:MAX, for instance 1:8:32; got {text!r}.")
         numbers = [int(part) for part in text.split(":")]
-        smallest, usual, largest = numbers if len(numbers) == 3 else (min(1, numbers[0]), numbers[0], numbers[0])
-        if not 1 <= smallest <= usual <= largest:
-            raise InputError(f"--batch needs 1 <= MIN <= OPT <= MAX; got {text}.")
+        smallest, usual, largest = numbers if len(numbers) == 3 else (1, numbers[0], numbers[0])
+        if not 1 <= smallest <= usual <= largest <= MAX_BATCH:
+            raise InputError(f"--batch needs 1 <= MIN <= OPT <= MAX <= {MAX_BATCH}; got {text}.")
         return cls(smallest, usual, largest)
 
 
 def parse_resolution(text: str) -> tuple[int, int]:
     """(height, width) from "N" or "HxW"."""
-    match = re.fullmatch(r"(\d+)(?:[xX](\d+))?", text)
+    match = re.fullmatch(r"(\d{1,9})(?:[xX](\d{1,9}))?", text)
     if match is None:
         raise InputError(f"--resolution takes N or HxW in pixels, for instance 224 or 256x320; got {text!r}.")
     height = int(match[1])

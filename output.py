@@ -6,84 +6,141 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import fcntl
+import glob
+import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from .errors import OutputError
 
 MANIFEST = "manifest.json"
+TOOL = "metaformer-export"
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 
 
-def check_output(folder: Path) -> None:
-    """Raise OutputError unless `folder` can be made, or replaced because it is one of ours; leaves no trace."""
-    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
-        raise OutputError(f"output {folder} is a file; give a folder.")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / MANIFEST).is_file():
-        raise OutputError(
-            f"output folder {folder} holds files that are not from metaformer-export; give another or empty it."
-        )
-    ancestor = next(each for each in (folder.absolute().parent, *folder.absolute().parents) if each.exists())
-    if not ancestor.is_dir():
-        raise OutputError(f"output {folder} lies below {ancestor}, which is a file.")
+def check_output(folder: Path) -> dict[str, Any] | None:
+    """Make sure that `folder` can be made, or replaced because all in it is ours; leaves no trace.
+
+    Returns:
+        The manifest of the export that would be replaced, None if there is none.
+
+    Raises:
+        OutputError: it is a file, a link or a mount point, cannot be written, or holds something else.
+    """
+    folder = folder.absolute()
     try:
-        Path(tempfile.mkdtemp(prefix=".metaformer-export-", dir=ancestor)).rmdir()
+        old = _replaceable(folder)
+        ancestor = next(each for each in folder.parents if each.exists())
+        if not ancestor.is_dir():
+            raise OutputError(f"output {folder} lies below {ancestor}, which is a file.")
+        Path(tempfile.mkdtemp(prefix=_staging_prefix(folder), dir=ancestor)).rmdir()
     except OSError as error:
-        raise OutputError(f"output folder {folder} cannot be written: {error.strerror} ({ancestor}).") from error
+        raise OutputError(f"output folder {folder} cannot be written: {error.strerror}.") from error
+    return old
 
 
 @contextlib.contextmanager
 def staged(folder: Path) -> Iterator[Path]:
     """A new folder beside `folder` to write into; put in its place when the block ends well.
 
-    A kill at any moment leaves either the old folder or the new one at `folder`; what a killed run
-    left beside it is removed by the next. An OSError (a full disk, for instance) becomes an
-    OutputError, and nothing is left behind.
+    A kill at any moment leaves either the old folder or the new one at `folder` (where the system
+    has no atomic exchange of two names, the next run restores the old one); what a killed run left
+    beside it is removed by the next. An OSError (a full disk, for instance) becomes an OutputError,
+    and nothing is left behind.
     """
     folder = folder.absolute()
-    made = _make_parents(folder.parent)
-    prefix = f".{folder.name}.partial-"
-    for left in folder.parent.glob(f"{prefix}*"):
-        if not _alive(left.name.removeprefix(prefix)):
-            shutil.rmtree(left, ignore_errors=True)
-    staging = folder.parent / f"{prefix}{os.getpid()}"
+    made: list[Path] = []
+    staging: Path | None = None
     try:
-        try:
-            staging.mkdir()
+        made = _make_parents(folder.parent)
+        _tidy(folder)
+        staging = Path(tempfile.mkdtemp(prefix=_staging_prefix(folder), dir=folder.parent))
+        with _held(staging):
+            staging.chmod(0o755)  # mkdtemp's 0700 would keep a server's user out
             yield staging
             _sync(staging)
+            _replaceable(folder)
             _put_in_place(staging, folder)
-        except OSError as error:
-            raise OutputError(f"output folder {folder} cannot be written: {error.strerror or error}.") from error
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        for parent in made:
-            with contextlib.suppress(OSError):
-                parent.rmdir()
-        raise
-    shutil.rmtree(staging, ignore_errors=True)
-
-
-def write_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Write one file through `write`; an OutputError says which one failed and why."""
-    try:
-        write(path)
     except OSError as error:
-        raise OutputError(f"{path.name} cannot be written: {error.strerror or error}.") from error
+        _remove(staging, made)
+        raise OutputError(f"output folder {folder} cannot be written: {error.strerror or error}.") from error
+    except BaseException:
+        _remove(staging, made)
+        raise
+    _remove(staging, [])
+
+
+def _replaceable(folder: Path) -> dict[str, Any] | None:
+    """The manifest of what is at `folder`, None if nothing is; OutputError if it must not be replaced."""
+    if folder.is_symlink():
+        raise OutputError(f"output {folder} is a symbolic link; give the folder itself.")
+    if not folder.exists():
+        return None
+    if not folder.is_dir():
+        raise OutputError(f"output {folder} is a file; give a folder.")
+    if os.path.ismount(folder):
+        raise OutputError(f"output {folder} is a mount point, which cannot be replaced; give a folder inside it.")
+    content = {path.name for path in folder.iterdir()}
+    manifest = _our_manifest(folder / MANIFEST) if MANIFEST in content else None
+    foreign = sorted(content - {MANIFEST, *(manifest or {}).get("outputs", {})}) if manifest else sorted(content)
+    if foreign:
+        raise OutputError(
+            f"output folder {folder} holds files that are not from metaformer-export, {foreign[0]} for one; "
+            "move them or give another folder."
+        )
+    return manifest
+
+
+def _our_manifest(path: Path) -> dict[str, Any] | None:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return None
+    ours = isinstance(content, dict) and content.get("tool") == TOOL and isinstance(content.get("outputs"), dict)
+    return content if ours else None
+
+
+def _staging_prefix(folder: Path) -> str:
+    return f".{folder.name}.partial-"
 
 
 def _make_parents(parent: Path) -> list[Path]:
     """Create what is missing of a path; returns what was created, deepest first."""
     missing = [each for each in (parent, *parent.parents) if not each.exists()]
-    try:
-        parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{parent} cannot be made: {error.strerror}.") from error
+    parent.mkdir(parents=True, exist_ok=True)
     return missing
+
+
+@contextlib.contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Lock a folder for as long as this process lives; unlike a process number, that means something
+    in another container, too.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _tidy(folder: Path) -> None:
+    """Restore or remove what killed runs left beside `folder`."""
+    name = glob.escape(folder.name)
+    for old in folder.parent.glob(f".{name}.old-*"):
+        if folder.exists():
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            old.rename(folder)
+    for left in folder.parent.glob(f".{name}.partial-*"):
+        with contextlib.suppress(OSError), _held(left):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _put_in_place(staging: Path, folder: Path) -> None:
@@ -91,7 +148,6 @@ def _put_in_place(staging: Path, folder: Path) -> None:
     if not folder.exists():
         staging.rename(folder)
     elif not _exchange(staging, folder):
-        # No atomic exchange on this system: between the two renames only the old folder's new name exists.
         old = folder.with_name(f".{folder.name}.old-{os.getpid()}")
         folder.rename(old)
         staging.rename(folder)
@@ -113,19 +169,14 @@ def _exchange(a: Path, b: Path) -> bool:
 
 def _sync(folder: Path) -> None:
     """Have the files on disk before the folder gets its name."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
+    for path in folder.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
 
 
-def _alive(pid: str) -> bool:
-    if not pid.isdigit():
-        return False
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+def _remove(staging: Path | None, made: list[Path]) -> None:
+    if staging is not None:
+        shutil.rmtree(staging, ignore_errors=True)
+    for parent in made:
+        with contextlib.suppress(OSError):
+            parent.rmdir()

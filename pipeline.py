@@ -8,11 +8,21 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import nn
 
-from .artifacts import BenchReport, BenchRow, Converted, ExportResult, Lowered, Manifest, ParityReport, Traced
+from .artifacts import (
+    BenchReport,
+    BenchRow,
+    Converted,
+    ExportResult,
+    Lowered,
+    Manifest,
+    ModelSpec,
+    ParityReport,
+    Traced,
+)
 from .calibration.images import ImageSet, load_images
 from .errors import InputError
 from .export.lower import check, lower, to_proto
@@ -26,6 +36,7 @@ from .output import MANIFEST, check_output, staged
 from .report import manifest_of, to_html, to_json
 from .runtime import bench, eager, onnxruntime, parity
 from .runtime.observe import largest_magnitudes, rounded
+from .runtime.threads import available_threads
 
 _FILES = {"portable": "model.onnx", "plugin": "model.plugin.onnx"}
 _BENCH_SECONDS = 8.0
@@ -74,7 +85,7 @@ def run_export(options: ExportOptions, progress: Progress | None = None) -> Expo
     progress = progress or Silent()
     options = _resolved(options)
     folder = options.output or _default_folder(options)
-    check_output(folder)
+    replaced = check_output(folder)
     loaded, images = _load(options, progress)
     notes = list(loaded.notes)
     for text in notes:
@@ -82,7 +93,7 @@ def run_export(options: ExportOptions, progress: Progress | None = None) -> Expo
     lowered = _lower(loaded, options, progress)
     files, proof = _prove(loaded, lowered, images, options, progress)
     timing = _time(loaded.module, files[0], images, options, progress)
-    for text in _closing_notes(proof, options):
+    for text in (*_closing_notes(proof, options), *_replacement_notes(replaced, loaded.spec)):
         notes.append(text)
         progress.note(text)
     result = ExportResult(folder, loaded.spec, options.precision, proof, timing, Manifest({}), tuple(notes))
@@ -155,7 +166,7 @@ def _prove(
     with progress.stage("convert") as done:
         peaks: tuple[dict[str, float], ...] = ({},) * len(lowered)
         if options.precision == "fp16":
-            peaks = tuple(largest_magnitudes(each, images.batch, bench.available_threads()) for each in lowered)
+            peaks = tuple(largest_magnitudes(each, images.batch, available_threads()) for each in lowered)
         files = tuple(_convert(each, options, peak) for each, peak in zip(lowered, peaks, strict=True))
         kept = sum(len(each.ops) for each in files[0].converted.kept)
         done(f"{options.precision}, {kept} nodes kept in float32, ONNX checked")
@@ -169,7 +180,7 @@ def _prove(
             classifier=not loaded.spec.features,
             out_of_range=out_of_range(lowered[0], peaks[0]),
         )
-        done(_parity_line(proof))
+        done(_parity_line(proof, not loaded.spec.features))
     return files, proof
 
 
@@ -193,7 +204,7 @@ def _candidates(files: tuple[_File, ...], options: ExportOptions) -> dict[str, p
 
 
 def _open(data: bytes) -> onnxruntime.Session:
-    return onnxruntime.open_session(data, threads=bench.available_threads())
+    return onnxruntime.open_session(data, threads=available_threads())
 
 
 def _open_rounded(converted: Converted) -> onnxruntime.Session:
@@ -202,28 +213,28 @@ def _open_rounded(converted: Converted) -> onnxruntime.Session:
 
 def _time(model: nn.Module, file: _File, images: ImageSet, options: ExportOptions, progress: Progress) -> BenchReport:
     """Eager, the exported file, and where that is not float32 its float32 form as well."""
-    with progress.stage("time") as done:
+    with progress.stage("time") as done, eager.threads(available_threads()):
         sessions = {}
         if options.precision != "fp32":
             sessions["fp32"] = _open(to_proto(file.lowered.model).SerializeToString())
         if options.precision != "bf16":
             sessions[options.precision] = _open(file.data)
         rows: list[BenchRow] = []
-        rounds = 0
+        rounds: list[int] = []
         for batch in sorted({options.batch.smallest, options.batch.usual}):
             x = images.take(0, batch)
             runs: dict[str, bench.Run] = {eager.NAME: partial(eager.run, model, x)}
             runs |= {name: partial(session, x) for name, session in sessions.items()}
             times = bench.interleaved(runs, seconds=_BENCH_SECONDS)
-            rounds = len(times[eager.NAME])
+            rounds.append(len(times[eager.NAME]))
             rows += _rows(times, batch)
         done(", ".join(f"{row.runtime} {row.precision} {row.median_ms:.1f} ms" for row in rows))
     ours = (row for row in rows if row.runtime == onnxruntime.NAME and row.precision == options.precision)
     delivered = next(ours, None)
     return BenchReport(
         machine=bench.machine(),
-        threads=bench.available_threads(),
-        iterations=rounds,
+        threads=available_threads(),
+        iterations=min(rounds),
         results=tuple(rows),
         speedup_over_eager=None if delivered is None else delivered.speedup_over_eager,
     )
@@ -240,12 +251,13 @@ def _rows(times: dict[str, list[float]], batch: int) -> list[BenchRow]:
     return rows
 
 
-def _parity_line(proof: ParityReport) -> str:
+def _parity_line(proof: ParityReport, classifier: bool) -> str:
     worst = max(proof.outputs, key=lambda output: output.rms_rel)
     verdict = "holds" if proof.passed else "FAILED"
+    top1 = f"top-1 {100 * worst.top1_agreement:.0f} % " if classifier else ""
     return (
         f"{verdict}: rms error {100 * worst.rms_rel:.2g} % of the spread, cosine {worst.cosine:.6f}, "
-        f"top-1 {100 * worst.top1_agreement:.0f} % on {proof.images} images"
+        f"{top1}on {proof.images} images"
     )
 
 
@@ -266,6 +278,14 @@ def _closing_notes(proof: ParityReport, options: ExportOptions) -> list[str]:
             "ONNX Runtime's CPU has no BF16: parity is of the rounded graph, and only the FP32 form was timed."
         )
     return notes
+
+
+def _replacement_notes(old: dict[str, Any] | None, spec: ModelSpec) -> list[str]:
+    """That the folder held an export of other weights, which the default name does not tell apart."""
+    before = (old or {}).get("model", {})
+    if not before or (before["weights"], before["checkpoint_sha256"]) == (spec.weights, spec.checkpoint_sha256):
+        return []
+    return [f"The folder held an export of other weights ({before['weights']}); it is replaced."]
 
 
 def _write(

@@ -18,6 +18,7 @@ from .artifacts import Converted, ExportResult, Lowered, Manifest
 from .calibration.images import ImageSet
 from .models.checkpoints import sha256_of
 from .options import ExportOptions
+from .output import TOOL
 from .version import __version__
 
 FORMAT = 1
@@ -54,6 +55,7 @@ def manifest_of(
     converted = {name: pair[0] for name, pair in graphs.items()}
     return Manifest(
         {
+            "tool": TOOL,
             "format": FORMAT,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "command": list(options.command),
@@ -63,7 +65,10 @@ def manifest_of(
             "inputs": {
                 "checkpoint": result.spec.checkpoint_sha256
                 and {"file": result.spec.weights, "sha256": result.spec.checkpoint_sha256},
-                "images": [{"file": file.name, "sha256": sha256_of(file)} for file in images.files],
+                "images": [
+                    {"file": file.name, "sha256": digest}
+                    for file, digest in zip(images.files, images.sha256, strict=True)
+                ],
             },
             "outputs": {
                 path.name: {"sha256": sha256_of(path), "bytes": path.stat().st_size}

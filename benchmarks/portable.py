@@ -32,6 +32,7 @@ from metaformer_export.models.loading import LoadedModel, load_model
 from metaformer_export.models.mixers import global_filter as mixers
 from metaformer_export.report import versions
 from metaformer_export.runtime import bench, eager, onnxruntime
+from metaformer_export.runtime.threads import available_threads
 
 MAX_ERROR = 1e-4
 """Largest difference from eager, over the spread of eager's output, that a candidate may have."""
@@ -177,7 +178,7 @@ def markdown(report: Report) -> str:
 @click.argument("models", nargs=-1, required=True)
 @click.option("--batch", "batches", type=int, multiple=True, default=(1,), show_default=True, help="May be repeated.")
 @click.option("--rounds", type=int, default=30, show_default=True, help="Timed rounds.")
-@click.option("--threads", type=int, default=bench.available_threads(), help="For every candidate.")
+@click.option("--threads", type=int, default=available_threads(), help="For every candidate.")
 @click.option("--out", type=click.Path(path_type=Path), help="Also write the report as JSON.")
 def main(models: tuple[str, ...], batches: tuple[int, ...], rounds: int, threads: int, out: Path | None) -> None:
     """Time MODELS in their portable form against eager, torch.compile and torch's own ONNX export."""

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,22 +19,30 @@ from ..models.family import Preprocessing
 
 MAX_IMAGES = 6
 """Images a parity check looks at: enough for a full and a second batch of three."""
+_UNREADABLE = (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError)
 _SHIPPED = Path(__file__).parent / "photographs"
 _RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Preprocessed images: `batch` is (N, in_chans, H, W) float32; `files` says where each is from."""
+    """Preprocessed images: `batch` is (N, in_chans, H, W) float32; `files` and `sha256` say what each is."""
 
     batch: NDArray[np.float32]
     files: tuple[Path, ...]
+    sha256: tuple[str, ...]
     source: str
 
     def take(self, start: int, count: int) -> NDArray[np.float32]:
-        """`count` images from `start` on, around the end to the beginning: (count, in_chans, H, W)."""
-        index = np.arange(start, start + count) % len(self.files)
-        return self.batch[index]
+        """`count` images from `start` on: (count, in_chans, H, W).
+
+        After the last the first comes again, shifted sideways by a tenth more each time around: rows
+        of a batch that are all the same would not show that a graph mixes them up.
+        """
+        width = self.batch.shape[-1]
+        rounds, index = np.divmod(np.arange(start, start + count), len(self.files))
+        shifts = rounds * max(1, width // 10)
+        return np.stack([np.roll(self.batch[i], shift, axis=-1) for i, shift in zip(index, shifts, strict=True)])
 
 
 def load_images(folder: str | Path | None, spec: ModelSpec) -> ImageSet:
@@ -47,8 +57,17 @@ def load_images(folder: str | Path | None, spec: ModelSpec) -> ImageSet:
     source = "photographs shipped with the package" if folder is None else str(folder)
     if len(files) > MAX_IMAGES:
         files = [files[i * len(files) // MAX_IMAGES] for i in range(MAX_IMAGES)]
-    batch = np.stack([read_image(file, spec) for file in files])
-    return ImageSet(batch, tuple(files), source)
+    # Two files of the same content count once.
+    contents = {hashlib.sha256(data).hexdigest(): (file, data) for file, data in map(_read, files)}
+    batch = np.stack([decode(data, file, spec) for file, data in contents.values()])
+    return ImageSet(batch, tuple(file for file, _ in contents.values()), tuple(contents), source)
+
+
+def _read(file: Path) -> tuple[Path, bytes]:
+    try:
+        return file, file.read_bytes()
+    except OSError as error:
+        raise ImageError(f"{file} cannot be read: {error.strerror}.") from error
 
 
 def image_files(folder: Path) -> list[Path]:
@@ -64,19 +83,27 @@ def image_files(folder: Path) -> list[Path]:
         try:
             with Image.open(file):
                 pass
-        except (UnidentifiedImageError, OSError) as error:
+        except _UNREADABLE as error:
             raise ImageError(f"{file} is not an image that can be read; remove it from {folder}.") from error
     return files
 
 
-def read_image(file: Path, spec: ModelSpec) -> NDArray[np.float32]:
-    """Decode one file, turn it upright and preprocess it: (in_chans, H, W) float32."""
+def decode(data: bytes, file: Path, spec: ModelSpec) -> NDArray[np.float32]:
+    """Decode a file's content, turn it upright and preprocess it: (in_chans, H, W) float32."""
     try:
-        with Image.open(file) as image:
-            upright = ImageOps.exif_transpose(image).convert("RGB")
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        with Image.open(io.BytesIO(data)) as image:
+            upright = _to_rgb(ImageOps.exif_transpose(image))
+    except _UNREADABLE as error:
         raise ImageError(f"{file} cannot be decoded ({error}).") from error
     return preprocess(upright, spec.preprocessing, spec.image_size, spec.in_chans)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """Three channels of 8 bits. Pillow's own conversion cuts 16-bit greys off at 255."""
+    if image.mode.startswith("I"):
+        grey = (np.asarray(image, np.float64) / 257).clip(0, 255)
+        image = Image.fromarray(np.rint(grey).astype(np.uint8))
+    return image.convert("RGB")
 
 
 def preprocess(image: Image.Image, how: Preprocessing, size: tuple[int, int], in_chans: int = 3) -> NDArray[np.float32]:

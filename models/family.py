@@ -32,17 +32,18 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class SizeRule:
-    """Which image sizes a variant can run at: every height and width that is a multiple of `multiple`."""
+    """Which image sizes a variant can run at: heights and widths that are multiples, up to a largest side."""
 
     multiple: int = 32
+    largest: int = 4096
 
     def check(self, model: str, height: int, width: int) -> None:
         """Raise ImageSizeError, naming sizes that work, unless height x width (pixels) is allowed."""
-        if all(side >= self.multiple and side % self.multiple == 0 for side in (height, width)):
+        if all(side == self._nearest(side) for side in (height, width)):
             return
         near = "x".join(str(self._nearest(side)) for side in (height, width))
         raise ImageSizeError(
-            f"{model} needs a height and a width that are multiples of {self.multiple}; "
+            f"{model} needs a height and a width that are multiples of {self.multiple}, up to {self.largest}; "
             f"got {height}x{width}. The nearest size that works is {near}."
         )
 
@@ -51,7 +52,7 @@ class SizeRule:
         return f"multiples of {self.multiple}"
 
     def _nearest(self, side: int) -> int:
-        return max(self.multiple, round(side / self.multiple) * self.multiple)
+        return min(max(self.multiple, round(side / self.multiple) * self.multiple), self.largest)
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,6 @@ class Family:
     Attributes:
         name: lower-case identifier.
         title: how the authors write it.
-        paper: where its mathematics is from.
         build: makes the module with uninitialised weights.
         classifier: name of the linear layer whose rows are the classes.
         classifier_only: prefixes of parameters that a features model does not have.
@@ -104,7 +104,6 @@ class Family:
 
     name: str
     title: str
-    paper: str
     variants: tuple[Variant, ...]
     build: Callable[[Any, BuildOptions], nn.Module]
     classifier: str = "head"

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""HorNet (Rao et al. 2022, "HorNet: Efficient High-Order Spatial Interactions with Recursive Gated Convolutions")."""
+"""HorNet (Rao et al. 2022, "HorNet: Efficient High-Order Spatial Interactions with Recursive Gated Convolutions",
+arXiv:2207.14284).
+"""
 
 from __future__ import annotations
 
@@ -109,7 +111,6 @@ def _at_384(variant: Variant) -> Variant:
 FAMILY = Family(
     name="hornet",
     title="HorNet",
-    paper="Rao et al. 2022, arXiv:2207.14284",
     build=HorNet,
     features="four stage maps through norm0..norm3",
     feature_norms=("norm0.", "norm1.", "norm2.", "norm3."),

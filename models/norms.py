@@ -11,7 +11,7 @@ class ChannelLayerNorm(nn.Module):
     """LayerNorm over the channels of an NCHW map: (B, C, H, W) -> (B, C, H, W), biased variance.
 
     Source: HorNet, "LayerNorm ... channels_first". Written out as the authors do, so that eager
-    results are theirs; the exporter fuses it (export/passes/fuse_layer_norm.py).
+    results are theirs; the exporter fuses it (export/passes/fuse_channel_layer_norm.py).
     """
 
     def __init__(self, channels: int, eps: float = 1e-6) -> None:

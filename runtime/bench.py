@@ -17,11 +17,6 @@ _WARM_UP = 2
 _SETTLE_S = 0.01
 
 
-def available_threads() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def interleaved(runs: Mapping[str, Run], *, rounds: int = 20, seconds: float = 30.0) -> dict[str, list[float]]:
     """Wall time in ms of each call, round by round.
 

@@ -11,10 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError, MissingDependencyError
-from .bench import available_threads
+from .threads import available_threads
 
 try:
     import onnxruntime as ort
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
 except ImportError as error:  # pragma: no cover - exercised in a clean environment
     raise MissingDependencyError(
         'ONNX Runtime is not installed; pip install "metaformer-export[cpu]" (or [gpu]).'
@@ -23,6 +24,16 @@ except ImportError as error:  # pragma: no cover - exercised in a clean environm
 NAME = "onnxruntime-cpu"
 _PROVIDER = "CPUExecutionProvider"
 _ERRORS_ONLY = 3
+_INPUT_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+_LOAD_ERRORS = (
+    state.Fail,
+    state.InvalidArgument,
+    state.InvalidGraph,
+    state.InvalidProtobuf,
+    state.NotImplemented,
+    state.RuntimeException,
+)
+"""What ONNX Runtime raises for a file it cannot run (a BF16 graph, for one); they share no base but Exception."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +58,7 @@ def open_session(model: bytes | Path, *, threads: int, fuse: bool = True) -> Ses
 
     Raises:
         MissingDependencyError: the CPU provider did not load, which would mean another one computes.
+        InputError: the model does not take one batch of images.
     """
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
@@ -57,14 +69,11 @@ def open_session(model: bytes | Path, *, threads: int, fuse: bool = True) -> Ses
     session = ort.InferenceSession(source, options, providers=[_PROVIDER])
     if session.get_providers() != [_PROVIDER]:
         raise MissingDependencyError(f"asked ONNX Runtime for {_PROVIDER}, got {session.get_providers()}.")
-    (argument,) = session.get_inputs()
-    dtype = {"tensor(float)": np.float32, "tensor(float16)": np.float16}[argument.type]
-    return Session(session, argument.name, np.dtype(dtype))
-
-
-def version() -> str:
-    """Of the library."""
-    return str(ort.__version__)
+    inputs = session.get_inputs()
+    types = [each.type for each in inputs]
+    if len(inputs) != 1 or types[0] not in _INPUT_TYPES:
+        raise InputError(f"expected one input of float32 or float16, got {', '.join(types) or 'none'}.")
+    return Session(session, inputs[0].name, np.dtype(_INPUT_TYPES[types[0]]))
 
 
 def load_engine(path: str | Path, *, threads: int | None = None) -> Session:
@@ -83,5 +92,5 @@ def load_engine(path: str | Path, *, threads: int | None = None) -> Session:
         raise InputError(f"{file} does not exist; give an output folder of metaformer-export or an .onnx file.")
     try:
         return open_session(file, threads=threads or available_threads())
-    except RuntimeError as error:
-        raise InputError(f"{file} cannot be loaded by ONNX Runtime: {str(error).splitlines()[0]}") from error
+    except (InputError, *_LOAD_ERRORS) as error:
+        raise InputError(f"{file} cannot be run by ONNX Runtime on the CPU: {str(error).splitlines()[0]}") from error

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ..artifacts import OutOfRange, OutputParity, ParityReport, Precision
 from ..calibration.images import ImageSet
+from ..errors import ParityError
 
 Outputs = list[NDArray[np.float32]]
 Runner = Callable[[NDArray[np.float32]], Outputs]
@@ -57,33 +58,36 @@ def compare(
         names: of the outputs.
         classifier: whether outputs are logits (N, classes), of which the first classes are compared.
     """
+    limits = THRESHOLDS[precision]
     measured: dict[str, list[OutputParity]] = {name: [] for name in names}
+    failures: list[str] = []
     chunks = {batch: _chunks(images, batch) for batch in BATCHES}
     expected = {batch: _run(reference, chunks[batch]) for batch in BATCHES}
-    for open_candidate in candidates.values():
+    for method, open_candidate in candidates.items():
         candidate = open_candidate()
         for batch in BATCHES:
             for name, want, got in zip(names, expected[batch], _run(candidate, chunks[batch]), strict=True):
-                measured[name].append(measure(name, want, got, classifier=classifier))
-    outputs = tuple(_worst(results) for results in measured.values())
-    limits = THRESHOLDS[precision]
-    failures = tuple(failure for output in outputs for failure in judge(output, limits))
+                result = measure(name, want, got, classifier=classifier)
+                measured[name].append(result)
+                failures += [f"{failure} ({method}, batch {batch})" for failure in judge(result, limits)]
     return ParityReport(
         passed=not failures,
         precision=precision,
         images=len(images.files),
         image_source=images.source,
         batches=BATCHES,
-        outputs=outputs,
+        outputs=tuple(_worst(results) for results in measured.values()),
         methods=tuple(candidates),
         thresholds=asdict(limits),
-        failures=failures,
+        failures=tuple(failures),
         out_of_range=out_of_range,
     )
 
 
 def measure(name: str, want: NDArray[np.floating], got: NDArray[np.floating], *, classifier: bool) -> OutputParity:
-    """Differences of one output, both of shape (N, ...), computed in float64."""
+    """Differences of one output, both of shape (N, ...), computed in float64; ParityError if the shapes differ."""
+    if want.shape != got.shape:
+        raise ParityError(f"output {name} has shape {got.shape}, eager has {want.shape}.")
     reference, candidate = want.astype(np.float64), got.astype(np.float64)
     spread = reference.std() or 1.0
     difference = candidate - reference
@@ -113,7 +117,7 @@ def judge(output: OutputParity, limits: Thresholds) -> list[str]:
 
 
 def _chunks(images: ImageSet, batch: int) -> list[NDArray[np.float32]]:
-    """All images in full batches; the last is filled up from the beginning."""
+    """All images in full batches; the last is filled up as ImageSet.take does."""
     return [images.take(start, batch) for start in range(0, len(images.files), batch)]
 
 

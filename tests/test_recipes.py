@@ -58,7 +58,6 @@ class Shifted(nn.Module):
 FAMILY = Family(
     name="shifted",
     title="Shifted",
-    paper="none",
     variants=(Variant("shifted_tiny", "shifted_t", 8, parameters=10_632, mixer_ops=("TokenShift",)),),
     build=Shifted,
     size_rule=SizeRule(multiple=8),

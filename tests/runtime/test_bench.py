@@ -7,7 +7,8 @@ import time
 
 import pytest
 
-from metaformer_export.runtime.bench import available_threads, interleaved, machine, median, p90
+from metaformer_export.runtime.bench import interleaved, machine, median, p90
+from metaformer_export.runtime.threads import available_threads
 
 
 def test_runs_take_turns_and_are_timed_in_milliseconds() -> None:
