@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.console import Console
 
-from .errors import InputError, MetaformerExportError
+from .errors import InputError, LoweringError, MetaformerExportError
 from .options import BatchRange, ExportOptions, parse_resolution
 from .version import __version__
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .artifacts import ExportResult
 
 _INTERRUPTED = 130
+_DEFECT = LoweringError.exit_code
 _SECTIONS = {
     "Model": ("model", "list_models", "checkpoint", "num_classes", "features", "resolution", "seed"),
     "Precision and form": ("fp16", "bf16", "io", "opset", "batch"),
@@ -112,7 +113,8 @@ class _ConsoleProgress:
 @click.option("-v", "--verbose", is_flag=True, help="Say what each pass did and left alone.")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.version_option(__version__, prog_name="metaformer-export")
-def command(**given: Any) -> int:
+@click.pass_context
+def command(context: click.Context, /, **given: Any) -> int:
     """Export a MetaFormer-family vision model to ONNX, prove that it computes
     what eager PyTorch computes, and time it.
 
@@ -123,14 +125,15 @@ def command(**given: Any) -> int:
       metaformer-export --model hornet_t --features --resolution 256x320
 
     Exit codes: 0 done and parity holds; 1 parity failed (the files are kept,
-    marked failed); 2 wrong input, nothing written; 3 something needed is missing.
+    marked failed); 2 wrong input, nothing written; 3 something needed is missing;
+    70 a defect of this tool.
     """
     if given["verbose"]:
         logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(message)s")
         logging.getLogger(__package__).setLevel(logging.DEBUG)
     if given["list_models"]:
         return _list(given["as_json"])
-    options = _options(given)
+    options = _options({**given, "arguments": context.obj})
     progress = _ConsoleProgress(Console(stderr=True, highlight=False))
     with progress.stage("start"):
         from .pipeline import run_export
@@ -144,17 +147,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     try:
-        code = command.main(args=given, prog_name="metaformer-export", standalone_mode=False)
+        code = command.main(args=given, prog_name="metaformer-export", standalone_mode=False, obj=tuple(given))
         return int(code or 0)
     except click.ClickException as error:
         return _fail(f"{error.format_message()} See metaformer-export --help.", 2, debug)
     except MetaformerExportError as error:
         return _fail(str(error), error.exit_code, debug)
     except (KeyboardInterrupt, click.Abort):
-        return _fail("interrupted; nothing was written.", _INTERRUPTED, debug)
+        return _fail("interrupted; nothing half-written is left.", _INTERRUPTED, debug)
     except Exception as error:
         text = (str(error) or "no message").splitlines()[0]
-        return _fail(f"internal error, {type(error).__name__}: {text} (--debug shows where)", 1, debug)
+        return _fail(f"internal error, {type(error).__name__}: {text} (--debug shows where)", _DEFECT, debug)
 
 
 def _fail(message: str, code: int, debug: bool) -> int:
@@ -182,7 +185,7 @@ def _options(given: dict[str, Any]) -> ExportOptions:
         opset=given["opset"],
         io=given["io"],
         seed=given["seed"],
-        command=("metaformer-export", *sys.argv[1:]),
+        command=("metaformer-export", *given["arguments"]),
     )
 
 
@@ -203,10 +206,10 @@ def _list(as_json: bool) -> int:
 
 
 def _print_summary(result: ExportResult, as_json: bool) -> None:
-    from .report import summary
+    from .report import summary, to_json
 
     if as_json:
-        click.echo(json.dumps(summary(result), indent=2))
+        click.echo(to_json(summary(result)), nl=False)
         return
     speeds = ", ".join(
         f"{row.precision} {row.median_ms:.1f} ms ({row.speedup_over_eager:.2f}x eager)"

@@ -40,6 +40,12 @@ def producer(value: ir.Value | None, op_type: str) -> ir.Node | None:
     return node if node is not None and node.domain == "" and node.op_type == op_type else None
 
 
+def permutation(transpose: ir.Node) -> tuple[int, ...]:
+    """Axes of a Transpose; without the attribute they are reversed."""
+    rank = len(transpose.inputs[0].shape) if transpose.inputs[0] is not None and transpose.inputs[0].shape else 0
+    return tuple(attribute(transpose, "perm", tuple(reversed(range(rank)))))
+
+
 def only_use(value: ir.Value) -> bool:
     """Whether exactly one node input reads the value, and no graph output is it."""
     return len(value.uses()) == 1 and not value.is_graph_output()
@@ -114,13 +120,17 @@ class Builder:
 def replace(old: ir.Value, new: ir.Value) -> None:
     """Let every reader of `old` read `new`, and drop old's node if it is dead.
 
-    Where `old` is an output of the graph, `new` takes its place and its name.
+    Where `old` is an output of the graph, `new` takes its place and its name; if `new` is an input or
+    an output itself, an Identity between the two keeps both names.
     """
     if new.type is None:
         new.type = old.type
     if new.shape is None:
         new.shape = old.shape
-    if old.is_graph_output():
+    node = old.producer()
+    if old.is_graph_output() and node is not None:
+        if new.is_graph_input() or new.is_graph_output() or new.is_initializer():
+            new = Builder(node).value("Identity", [new], like=old)
         old.name, new.name = None, old.name
     ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
     remove_if_dead(old.producer())

@@ -18,16 +18,17 @@ from .graph import MIXER_OP, MOVES_DATA, Builder, attribute, constant, module_of
 from .ops.catalog import find
 from .ops.mixer_op import DOMAIN
 
-LOW_TYPES: dict[Precision, tuple[ir.DataType, DTypeLike]] = {
-    "fp16": (ir.DataType.FLOAT16, np.float16),
-    "bf16": (ir.DataType.BFLOAT16, ml_dtypes.bfloat16),
-}
 FLOAT16_MAX = 65504.0
+LOW_TYPES: dict[Precision, tuple[ir.DataType, DTypeLike, float]] = {
+    "fp16": (ir.DataType.FLOAT16, np.float16, FLOAT16_MAX),
+    "bf16": (ir.DataType.BFLOAT16, ml_dtypes.bfloat16, 3.3895e38),
+}
+"""ONNX type, NumPy type and largest finite value of each 16-bit precision."""
 HEADROOM = 2.0
-"""A value that comes within this factor of the float16 range on the sample batch stays in float32."""
+"""A value that comes within this factor of the end of the range on the sample batch stays in float32."""
 
 _FLOAT = ir.DataType.FLOAT
-_LOW_DATA_TYPES = tuple(data_type for data_type, _ in LOW_TYPES.values())
+_LOW_DATA_TYPES = tuple(data_type for data_type, *_ in LOW_TYPES.values())
 
 
 def convert(
@@ -41,32 +42,43 @@ def convert(
 
     Args:
         precision: "fp32" leaves the graph alone.
-        max_abs: largest magnitude of values on a sample batch, by value name; layers that leave
-            float16's range there stay in float32.
+        max_abs: largest magnitude of values on a sample batch, by value name; layers that come near
+            the end of the type's range there stay in float32.
         io: type of the graph's inputs and outputs ("fp16" means the low type itself).
     """
     model = lowered.model.clone()
     if precision == "fp32":
         return Converted(lowered.spec, model, lowered.form, precision, (), _count_layers(model.graph))
-    reasons = _islands(model.graph, max_abs or {} if precision == "fp16" else {})
-    _cast(model.graph, set(reasons), *LOW_TYPES[precision], keep_io=io == "fp32")
+    low, dtype, largest = LOW_TYPES[precision]
+    reasons = _islands(model.graph, max_abs or {}, largest)
+    _cast(model.graph, set(reasons), low, dtype, keep_io=io == "fp32")
     return Converted(lowered.spec, model, lowered.form, precision, _kept(reasons), _count_layers(model.graph))
 
 
 def out_of_range(lowered: Lowered, max_abs: Mapping[str, float]) -> tuple[OutOfRange, ...]:
-    """Layers whose float32 outputs do not fit float16 on the sample batch, in graph order."""
-    return tuple(
-        OutOfRange(module_of(node) or "model", node.op_type, str(output.name), max_abs[str(output.name)])
-        for node in lowered.model.graph
-        for output in node.outputs
-        if not max_abs.get(str(output.name), 0.0) <= FLOAT16_MAX
-    )
+    """Inputs, weights and outputs of layers that do not fit float16 on the sample batch, in graph order."""
+    graph = lowered.model.graph
+    found = [
+        OutOfRange("model", "input", str(value.name), max_abs[str(value.name)])
+        for value in graph.inputs
+        if not max_abs.get(str(value.name), 0.0) <= FLOAT16_MAX
+    ]
+    for node in graph:
+        weights = [value for value in node.inputs if value is not None and not _peak(constant(value)) <= FLOAT16_MAX]
+        values = [(value, _peak(constant(value))) for value in weights]
+        values += [(value, max_abs.get(str(value.name), 0.0)) for value in node.outputs]
+        found += [
+            OutOfRange(module_of(node) or "model", node.op_type, str(value.name), peak)
+            for value, peak in values
+            if not peak <= FLOAT16_MAX
+        ]
+    return tuple(found)
 
 
-def _islands(graph: ir.Graph, max_abs: Mapping[str, float]) -> dict[ir.Node, str]:
-    """Nodes that stay in float32, with the reason."""
+def _islands(graph: ir.Graph, max_abs: Mapping[str, float], largest: float) -> dict[ir.Node, str]:
+    """Nodes that stay in float32, with the reason; `largest` is the end of the low type's range."""
     reasons = {}
-    wide = {name for name, value in max_abs.items() if not value * HEADROOM <= FLOAT16_MAX}
+    wide = {name for name, value in max_abs.items() if not value * HEADROOM <= largest}
     for node in graph:
         mixer = find(node.op_type if node.domain == DOMAIN else node.metadata_props.get(MIXER_OP, ""))
         if mixer is not None and mixer.float32:
@@ -75,25 +87,38 @@ def _islands(graph: ir.Graph, max_abs: Mapping[str, float]) -> dict[ir.Node, str
             reasons[node] = f"its output reaches {max_abs[str(made.name)]:.3g} on the sample batch"
         elif (read := next((v for v in node.inputs if v is not None and v.name in wide), None)) is not None:
             reasons[node] = f"its input reaches {max_abs[str(read.name)]:.3g} on the sample batch"
-        elif any(_too_wide(constant(value)) for value in node.inputs if value is not None):
-            reasons[node] = "its weights are outside the float16 range"
+        elif any(not _peak(constant(value)) <= largest for value in node.inputs if value is not None):
+            reasons[node] = "its weights are outside the range of the 16-bit type"
     _bridge(graph, reasons)
     return reasons
 
 
-def _too_wide(array: np.ndarray | None) -> bool:
-    return array is not None and array.dtype == np.float32 and bool(np.abs(array).max(initial=0) > FLOAT16_MAX)
+def _peak(array: np.ndarray | None) -> float:
+    """Largest magnitude of a float32 constant, 0 for anything else."""
+    return float(np.abs(array).max(initial=0)) if array is not None and array.dtype == np.float32 else 0.0
 
 
 def _bridge(graph: ir.Graph, reasons: dict[ir.Node, str]) -> None:
-    """Data movement between two islands joins them: a cast down and up again would gain nothing."""
-    for node in graph:
-        if node.op_type not in MOVES_DATA or node in reasons:
-            continue
-        sources = [v.producer() for v in node.inputs if v is not None and v.dtype == _FLOAT and constant(v) is None]
-        readers = [use.node for output in node.outputs for use in output.uses()]
-        if sources and readers and all(each in reasons for each in (*sources, *readers)):
-            reasons[node] = "between layers that stay in float32"
+    """Data movement between islands joins them: a cast down and up again would gain nothing."""
+    bridges = {node for node in graph if node.op_type in MOVES_DATA and node not in reasons}
+    while bridges:
+        wide = bridges | set(reasons)
+        cut = {node for node in bridges if not _between(node, wide)}
+        if not cut:
+            break
+        bridges -= cut
+    reasons.update(
+        dict.fromkeys(sorted(bridges, key=lambda node: str(node.name)), "between layers that stay in float32")
+    )
+
+
+def _between(node: ir.Node, wide: set[ir.Node]) -> bool:
+    """Whether all float inputs of a node are made, and all its outputs read, by nodes of the set only."""
+    sources = [v.producer() for v in node.inputs if v is not None and v.dtype == _FLOAT and constant(v) is None]
+    readers = [use.node for output in node.outputs for use in output.uses()]
+    if not sources or not readers or any(output.is_graph_output() for output in node.outputs):
+        return False
+    return all(each in wide for each in (*sources, *readers))
 
 
 def _cast(graph: ir.Graph, islands: set[ir.Node], low: ir.DataType, dtype: DTypeLike, *, keep_io: bool) -> None:

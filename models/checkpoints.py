@@ -5,15 +5,17 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import pathlib
 import pickle
 import pickletools
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -25,6 +27,16 @@ WRAPPERS = ("model_ema", "state_dict_ema", "model", "state_dict")
 """Keys that training code keeps its weights under, averaged ones first: those are what authors evaluate."""
 _PREFIXES = ("module.", "_orig_mod.")
 _CHUNK = 1 << 20
+_DEEPEST = 4
+_HARMLESS: tuple[Any, ...] = (
+    argparse.Namespace,
+    pathlib.PosixPath,
+    np.dtype,
+    *(type(np.dtype(kind)) for kind in ("float64", "float32", "int64", "int32", "bool")),
+    (np.float64(0).__reduce__()[0], "numpy.core.multiarray.scalar"),
+    (np.float64(0).__reduce__()[0], "numpy._core.multiarray.scalar"),
+)
+"""What training scripts keep beside the weights: arguments, paths and figures. Opening them runs nothing."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +67,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         raise CheckpointError(f"checkpoint {path} does not exist.")
     if not path.is_file():
         raise CheckpointError(f"checkpoint {path} is not a file.")
-    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    content = _read_safetensors(path) if _is_safetensors(path) else _read_pickle(path)
     wrapper, tensors = _unwrap(path, content)
     floats = {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}
     stored = tuple(sorted({str(t.dtype).removeprefix("torch.") for t in tensors.values()}))
@@ -71,6 +83,13 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
+def _is_safetensors(path: Path) -> bool:
+    """Whether the content is one: 8 bytes of header length, then a JSON object. Names can lie."""
+    with path.open("rb") as file:
+        head = file.read(9)
+    return path.suffix.lower() == ".safetensors" or (head[8:] == b"{" and head[6:8] == bytes(2))
+
+
 def _read_safetensors(path: Path) -> Mapping[str, Any]:
     try:
         return load_file(path)
@@ -80,24 +99,26 @@ def _read_safetensors(path: Path) -> Mapping[str, Any]:
 
 def _read_pickle(path: Path) -> Any:
     try:
-        # Namespace is what training scripts keep their arguments in; it holds data only.
-        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+        with torch.serialization.safe_globals(list(_HARMLESS)), warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
             return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        refused = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if refused is None and not _calls_functions(path):
-            raise CheckpointError(f"{path} is not a checkpoint that torch can read, or it is damaged.") from error
-        named = "" if refused is None else f" ({refused[1]})"
-        raise CheckpointError(
-            f"checkpoint {path} was refused: it is a pickle that would run code when opened{named}. "
-            "Save its state dict alone, with torch.save or as .safetensors, and use that."
-        ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(
-            f"checkpoint {path} is damaged, cut short or not a checkpoint ({reason[:120]})."
-        ) from error
+    except Exception as error:  # a damaged file can make the unpickler raise anything
+        if isinstance(error, pickle.UnpicklingError):
+            _refuse_code(path, error)
+        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+        raise CheckpointError(f"checkpoint {path} is damaged, cut short or not a checkpoint ({reason}).") from error
+
+
+def _refuse_code(path: Path, error: pickle.UnpicklingError) -> None:
+    """Raise CheckpointError if what torch did not read is a pickle that calls functions."""
+    refused = re.search(r"GLOBAL ([\w.]+)", str(error))
+    if refused is None and not _calls_functions(path):
+        raise CheckpointError(f"{path} is not a checkpoint that torch can read, or it is damaged.") from error
+    named = "" if refused is None else f" ({refused[1]})"
+    raise CheckpointError(
+        f"checkpoint {path} was refused: it is a pickle that would run code when opened{named}. "
+        "Save its state dict alone, with torch.save or as .safetensors, and use that."
+    ) from error
 
 
 def _calls_functions(path: Path) -> bool:
@@ -111,17 +132,37 @@ def _calls_functions(path: Path) -> bool:
 
 def _unwrap(path: Path, content: Any) -> tuple[str, dict[str, Tensor]]:
     wrapper = ""
-    while isinstance(content, Mapping):
-        key = next((k for k in WRAPPERS if isinstance(content.get(k), Mapping) and content[k]), None)
+    for _ in range(_DEEPEST):
+        inner = {key: content[key] for key in WRAPPERS if isinstance(content, Mapping) and key in content}
+        key = next((key for key, value in inner.items() if _holds_weights(value)), None)
         if key is None:
             break
-        wrapper, content = key, content[key]
+        wrapper, content = key, inner[key]
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, not a state dict.")
     tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
     if not tensors:
         raise CheckpointError(f"{path} holds no tensors; expected a state dict, bare or under {', '.join(WRAPPERS)}.")
-    for prefix in _PREFIXES:
-        if all(name.startswith(prefix) for name in tensors):
-            tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
-    return wrapper, tensors
+    prefix = _common_prefix(tensors)
+    return wrapper, {name.removeprefix(prefix): _dense(path, name, value) for name, value in tensors.items()}
+
+
+def _holds_weights(value: Any) -> bool:
+    """Whether it is a state dict, or a wrapper around one."""
+    return isinstance(value, Mapping) and any(
+        isinstance(item, Tensor) or (key in WRAPPERS and isinstance(item, Mapping)) for key, item in value.items()
+    )
+
+
+def _common_prefix(names: Iterable[str]) -> str:
+    """What wrappers of modules put before every name."""
+    names, prefix = list(names), ""
+    while more := next((each for each in _PREFIXES if all(n.startswith(prefix + each) for n in names)), ""):
+        prefix += more
+    return prefix
+
+
+def _dense(path: Path, name: str, tensor: Tensor) -> Tensor:
+    if tensor.is_meta or tensor.layout != torch.strided or tensor.is_complex():
+        raise CheckpointError(f"{path}: {name} is a meta, sparse or complex tensor; expected plain numbers.")
+    return tensor

@@ -43,7 +43,7 @@ class SizeRule:
             return
         near = "x".join(str(self._nearest(side)) for side in (height, width))
         raise ImageSizeError(
-            f"{model} needs a height and a width that are multiples of {self.multiple}, up to {self.largest}; "
+            f"{model} needs a height and a width that are multiples of {self.multiple} up to {self.largest}; "
             f"got {height}x{width}. The nearest size that works is {near}."
         )
 

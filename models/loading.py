@@ -17,6 +17,8 @@ from .checkpoints import Checkpoint, read_checkpoint
 from .dense import PREFIX, DenseModel, prefixed
 from .family import BuildOptions, Family, Variant
 
+_MOST = 1_000_000
+
 
 @dataclass(frozen=True)
 class LoadedModel:
@@ -43,16 +45,16 @@ def load_model(
     family.size_rule.check(variant.short_name, *size)
     if features and not family.features:
         raise InputError(f"{family.title} has no stage maps to return; leave out features.")
-    if num_classes is not None and num_classes < 1:
-        raise InputError(f"the number of classes must be at least 1; got {num_classes}.")
-    if in_chans < 1:
-        raise InputError(f"the number of input channels must be at least 1; got {in_chans}.")
+    if features and num_classes is not None:
+        raise InputError("a model that returns features has no classes; leave out the number of classes.")
+    for what, number in (("classes", num_classes), ("input channels", in_chans)):
+        if number is not None and not 1 <= number <= _MOST:
+            raise InputError(f"the number of {what} must be at least 1 and at most {_MOST}; got {number}.")
     read = None if checkpoint is None else read_checkpoint(checkpoint)
     if read is not None and not features:
         num_classes = _adopt_classes(family, read, num_classes)
     options = BuildOptions(1000 if num_classes is None else num_classes, in_chans, features)
-    # On the meta device first: no time goes into a default initialisation that is overwritten.
-    module = build(family, variant, options, device="meta").to_empty(device="cpu")
+    module = build(family, variant, options)
     if read is None:
         random_weights.fill(module, seed)
         notes = [
@@ -92,8 +94,8 @@ def _image_size(image_size: int | tuple[int, int] | None, variant: Variant) -> t
 
 def _adopt_classes(family: Family, read: Checkpoint, asked: int | None) -> int | None:
     head = read.tensors.get(f"{family.classifier}.weight")
-    if head is None:
-        return asked
+    if head is None or head.ndim < 2 or head.shape[0] < 1:
+        return asked  # the comparison of all tensors says what is wrong
     classes = int(head.shape[0])
     if asked is not None and asked != classes:
         raise CheckpointError(
@@ -152,9 +154,13 @@ def _difference(tensors: Mapping[str, Tensor], module: nn.Module) -> str:
     """The first missing, unexpected and misshapen tensors, or ""."""
     wanted = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    whole = {name for name, tensor in module.state_dict().items() if not tensor.is_floating_point()}
     missing = [name for name in wanted if name not in found]
     unexpected = [name for name in found if name not in wanted]
     misshapen = [name for name in wanted if name in found and found[name] != wanted[name]]
+    integers = [
+        name for name in wanted if name in found and name not in whole and not tensors[name].is_floating_point()
+    ]
     parts = []
     if missing:
         parts.append(f"{len(missing)} tensors missing, first {missing[0]}")
@@ -163,6 +169,8 @@ def _difference(tensors: Mapping[str, Tensor], module: nn.Module) -> str:
     if misshapen:
         first = misshapen[0]
         parts.append(f"{len(misshapen)} of another shape, first {first} {found[first]} instead of {wanted[first]}")
+    if integers:
+        parts.append(f"{len(integers)} of integers instead of floats, first {integers[0]}")
     return "; ".join(parts)
 
 
@@ -178,6 +186,8 @@ def _likeliest(tensors: Mapping[str, Tensor], variant: Variant, options: BuildOp
             score = equal / max(len(found), len(wanted))
             if score > best_score:
                 best, best_score = other.short_name + (" with features" if features else ""), score
-    if best_score < 0.8 or best == variant.short_name:
+    if best_score < 0.8:
         return " It is like no model this tool knows; see metaformer-export --list."
+    if best.split()[0] == variant.short_name:
+        return f" It looks like a {variant.short_name} that was changed or is not whole."
     return f" It looks like {best}."

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
@@ -16,10 +18,10 @@ _LOW = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
 def largest_magnitudes(lowered: Lowered, batch: NDArray[np.float32], threads: int) -> dict[str, float]:
-    """max |value| of every float32 value that a node makes, over a batch (B, C, H, W); by value name."""
+    """max |value| of every float32 input and value that a node makes, over a batch (B, C, H, W); by name."""
     model = lowered.model.clone()
     graph = model.graph
-    observed = [v for node in list(graph) for v in node.outputs if v.dtype == _FLOAT]
+    observed = [*graph.inputs, *(v for node in list(graph) for v in node.outputs if v.dtype == _FLOAT)]
     peaks = []
     for value in observed:
         magnitude = ir.node("Abs", [value])
@@ -52,10 +54,17 @@ def rounded(converted: Converted) -> ir.Model:
             wide = value.const_value.numpy().astype(np.float32)
             value.const_value = ir.tensor(wide, name=value.name)
             value.type = ir.TensorType(_FLOAT)
+    nodes = list(graph)
     for value in graph.inputs:
         if value.dtype in _LOW:
+            to_low = int(value.dtype)
             value.type = ir.TensorType(_FLOAT)
-    for node in list(graph):
+            readers = tuple(value.uses())
+            down = ir.node("Cast", [value], {"to": to_low})
+            up = _widened(down, value)
+            graph.insert_before(nodes[0], (down, up))
+            _redirect(readers, up.outputs[0])
+    for node in nodes:
         for output in node.outputs:
             if output.dtype in _LOW:
                 _round(graph, node, output)
@@ -75,16 +84,25 @@ def _round(graph: ir.Graph, node: ir.Node, output: ir.Value) -> None:
         output.type = ir.TensorType(_FLOAT)
         down = ir.node("Cast", [output], {"to": to_low})
         graph.insert_after(node, down)
-    up = ir.node("Cast", down.outputs, {"to": int(_FLOAT)})
-    up.outputs[0].type = ir.TensorType(_FLOAT)
-    up.outputs[0].shape = output.shape
+    up = _widened(down, output)
     graph.insert_after(down, up)
-    for use in readers:
-        use.node.replace_input_with(use.idx, up.outputs[0])
+    _redirect(readers, up.outputs[0])
     if output.is_graph_output():
         name, output.name = output.name, f"{output.name}.rounded"
         up.outputs[0].name = name
         graph.outputs[list(graph.outputs).index(output)] = up.outputs[0]
+
+
+def _widened(cast_down: ir.Node, like: ir.Value) -> ir.Node:
+    """A cast to float32 again, after one to the low type; not in a graph yet."""
+    node = ir.node("Cast", cast_down.outputs, {"to": int(_FLOAT)})
+    node.outputs[0].type, node.outputs[0].shape = ir.TensorType(_FLOAT), like.shape
+    return node
+
+
+def _redirect(readers: tuple[Any, ...], value: ir.Value) -> None:
+    for use in readers:
+        use.node.replace_input_with(use.idx, value)
 
 
 def _shape_of_one(graph: ir.Graph) -> ir.Value:

@@ -19,8 +19,9 @@ import support
 import torch
 from PIL import Image
 
-from metaformer_export import create_model, load_engine
+from metaformer_export import __version__, create_model, load_engine, runtime
 from metaformer_export.cli import main
+from metaformer_export.errors import InputError
 from metaformer_export.models import registry
 from metaformer_export.models.checkpoints import sha256_of
 
@@ -182,9 +183,14 @@ def _bad_inputs(tmp_path: Path) -> dict[str, tuple[list[str], str]]:
         "nothing like it": (["--model", "resnet"], "See metaformer-export --list"),
         "unknown flag": ([*model, "--fp17"], "No such option"),
         "two precisions": ([*model, "--fp16", "--bf16"], "exclude each other"),
-        "size not a multiple": ([*model, "--resolution", "225"], "multiples of 32; got 225x225"),
+        "size not a multiple": ([*model, "--resolution", "225"], "multiples of 32 up to 4096; got 225x225"),
         "size not a number": ([*model, "--resolution", "big"], "--resolution takes N or HxW"),
-        "size of zero": ([*model, "--resolution", "0"], "multiples of 32; got 0x0"),
+        "size beyond all": ([*model, "--resolution", "1000000"], "up to 4096"),
+        "size of many digits": ([*model, "--resolution", "9" * 5000], "--resolution takes N or HxW"),
+        "batch beyond all": ([*model, "--batch", "1:1:1000000"], "<= 1024"),
+        "classes beyond all": ([*model, "--num-classes", "1000000000000"], "at most 1000000"),
+        "classes of features": ([*model, "--num-classes", "5", "--features"], "has no classes"),
+        "size of zero": ([*model, "--resolution", "0"], "multiples of 32 up to 4096; got 0x0"),
         "batch": ([*model, "--batch", "8:1:2"], "1 <= MIN <= OPT <= MAX"),
         "batch not a number": ([*model, "--batch", "many"], "N or MIN:OPT:MAX"),
         "opset": ([*model, "--opset", "17"], "use 18 to 23"),
@@ -202,7 +208,7 @@ def _bad_inputs(tmp_path: Path) -> dict[str, tuple[list[str], str]]:
         "images not images": ([*model, "--images", "photos"], "a.jpg is not an image"),
         "output a file": ([*model, "--output", "text.pth"], "is a file"),
         "output below a file": ([*model, "--output", "text.pth/x"], "is a file"),
-        "output of somebody else": ([*model, "--output", "mine"], "not from metaformer-export"),
+        "output of somebody else": ([*model, "--output", "mine"], "thesis.tex for one"),
         "output not writable": ([*model, "--output", "/proc/x"], "cannot be written"),
     }
 
@@ -222,6 +228,92 @@ def test_bad_input_is_one_line_exit_code_2_and_nothing_written(tmp_path: Path, m
         assert "Traceback" not in captured.err, name
         assert captured.out == "", name
         assert files(tmp_path) == before, name
+
+
+@FAST
+def test_values_outside_float16_are_reported_and_kept(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    state = create_model("hornet_test").state_dict()
+    state["stages.2.0.gnconv.pws.2.weight"] *= 3e5
+    torch.save(state, "loud.pth")
+    assert main(["--model", "hornet_test", "--checkpoint", "loud.pth", "--fp16", "--io", "fp16"]) == 0
+    assert "leave float16's range on these images" in capsys.readouterr().err
+    folder = Path("build/hornet_test-fp16")
+    found = json.loads((folder / "parity.json").read_text())["out_of_range"]
+    assert found[0]["module"] == "stages.2.0.gnconv.pws.2"
+    assert found[0]["max_abs"] > 65504
+    kept = json.loads((folder / "manifest.json").read_text())["precision"]["kept_in_fp32"]["model.onnx"]
+    assert "stages.2.0.gnconv.pws.2" in {each["module"] for each in kept}
+    types = {value.type.tensor_type.elem_type for value in onnx.load(folder / "model.onnx").graph.input}
+    assert types == {onnx.TensorProto.FLOAT16}
+
+
+@FAST
+def test_json_stays_json_where_an_output_is_not_a_number(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    state = create_model("hornet_test").state_dict()
+    state["head.bias"][3] = float("nan")
+    torch.save(state, "nan.pth")
+    assert main(["--model", "hornet_test", "--checkpoint", "nan.pth", "--json"]) == 1
+    summary = json.loads(capsys.readouterr().out, parse_constant=lambda name: pytest.fail(name))
+    assert summary["parity"]["passed"] is False
+    assert summary["parity"]["outputs"][0]["max_abs"] is None
+
+
+@FAST
+def test_replacing_an_export_of_other_weights_is_said(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save(create_model("hornet_test").state_dict(), "mine.pth")
+    small = ["--model", "hornet_test", "--resolution", "32"]
+    assert main([*small, "--checkpoint", "mine.pth"]) == 0
+    capsys.readouterr()
+    assert main(small) == 0
+    assert "held an export of other weights (mine.pth); it is replaced" in capsys.readouterr().err
+    assert main(small) == 0
+    assert "other weights" not in capsys.readouterr().err
+
+
+@FAST
+def test_without_onnx_runtime_the_extra_is_named(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in [
+        name
+        for name in sys.modules
+        if name.startswith(("metaformer_export.runtime.onnx", "metaformer_export.pipeline"))
+    ]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delattr(runtime, "onnxruntime", raising=False)
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert main(["--model", "hornet_test"]) == 3
+    assert 'pip install "metaformer-export[cpu]"' in capsys.readouterr().err
+    assert files(tmp_path) == []
+
+
+def test_load_engine_says_what_it_cannot_run(tmp_path: Path) -> None:
+    (tmp_path / "text.onnx").write_text("no model")
+    (tmp_path / "empty.onnx").touch()
+    for type_ in (onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16):
+        x, y = (onnx.helper.make_tensor_value_info(name, type_, [1]) for name in "xy")
+        add = onnx.helper.make_node("Add", ["x", "x"], ["y"])
+        graph = onnx.helper.make_graph([add], "g", [x], [y])
+        model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)
+        onnx.save(model, tmp_path / f"{type_}.onnx")
+    for path in [*tmp_path.glob("*.onnx"), tmp_path / "nowhere"]:
+        with pytest.raises(InputError, match=str(path)) as caught:
+            load_engine(path)
+        assert "\n" not in str(caught.value)
+
+
+def test_the_version_is_the_packages(capsys) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"metaformer-export, version {__version__}\n"
+
+
+def test_a_reader_that_closes_early_is_told_nothing() -> None:
+    command = f"{sys.executable} -m metaformer_export --list | head -1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert done.stderr == ""
+    assert len(done.stdout.splitlines()) == 1
 
 
 @FAST
@@ -316,6 +408,14 @@ def test_kill_9_while_writing_leaves_no_half_folder(tmp_path: Path) -> None:
         assert all(sha256_of(folder / name) == entry["sha256"] for name, entry in outputs.items())
 
 
+def test_kill_9_leaves_an_old_folder_as_it_was(tmp_path: Path) -> None:
+    assert start("--model", "hornet_test", cwd=tmp_path).wait() == 0
+    before = {name: sha256_of(tmp_path / name) for name in files(tmp_path) if (tmp_path / name).is_file()}
+    assert len(before) == 5
+    kill_after("parity", tmp_path)
+    assert {name: sha256_of(tmp_path / name) for name in files(tmp_path) if (tmp_path / name).is_file()} == before
+
+
 def kill_after(stage: str, folder: Path) -> None:
     """Run an export and kill it as soon as it says that a stage is done."""
     process = start("--model", "hornet_test", cwd=folder)
@@ -337,5 +437,5 @@ def test_ctrl_c_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert errors.splitlines()[-1] == "metaformer-export: error: interrupted; nothing was written."
+    assert errors.splitlines()[-1] == "metaformer-export: error: interrupted; nothing half-written is left."
     assert files(tmp_path) == []

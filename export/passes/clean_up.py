@@ -20,6 +20,7 @@ class CleanUp(Pass):
 
     def rewrite(self, model: ir.Model) -> int:
         before = model.graph.num_nodes()
+        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
         common.IdentityEliminationPass()(model)
         common.DeduplicateInitializersPass(size_limit=2**40)(model)
         common.CommonSubexpressionEliminationPass()(model)
@@ -35,7 +36,7 @@ class CleanUp(Pass):
 
     def ensures(self, graph: ir.Graph) -> str | None:
         for node in graph:
-            if node.op_type == "Identity" and node.domain == "":
+            if node.op_type == "Identity" and not node.outputs[0].is_graph_output():
                 return f"{node.name} is an Identity"
             if not any(output.uses() or output.is_graph_output() for output in node.outputs):
                 return f"{node.op_type} {node.name} is dead"

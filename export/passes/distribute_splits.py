@@ -38,6 +38,9 @@ def _distribute(split: ir.Node) -> bool:
     if source is None or any(output.is_graph_output() for output in split.outputs) or not _disappears(source):
         no_match("it does not end in a convolution that only it reads", split)
         return False
+    if any(output.shape is None or not isinstance(output.shape[1], int) for output in split.outputs):
+        no_match("the sizes of its parts are not static", split)
+        return False
     bounds = np.cumsum([0, *(size(output, 1) for output in split.outputs)]).tolist()
     for output, (start, stop) in zip(split.outputs, pairwise(bounds), strict=True):
         if output.uses():

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ..graph import Builder, attribute, constant, only_use, replace
+from ..graph import Builder, attribute, constant, only_use, permutation, replace
 from .base import Pass, no_match
 
 Array = NDArray[Any]
@@ -37,6 +37,9 @@ def _fold(mul: ir.Node) -> bool:
     factor = constant(scale)
     if value is None or factor is None or value.shape is None:
         return False
+    if factor.ndim > len(value.shape) or value.shape != mul.outputs[0].shape:
+        no_match("the factor changes the shape", mul)
+        return False
     factor = factor.reshape((1,) * (len(value.shape) - factor.ndim) + factor.shape)
     if not _absorbs(value, factor):
         no_match("no layer with weights before it takes the factor", mul)
@@ -49,7 +52,7 @@ def _fold(mul: ir.Node) -> bool:
 def _absorbs(value: ir.Value, factor: Array) -> bool:
     """Whether the layers that make the value can be scaled by a factor that broadcasts to it."""
     node = value.producer()
-    if node is None or node.domain != "" or not only_use(value):
+    if node is None or node.domain != "" or value.index() != 0 or not only_use(value):
         return False
     if node.op_type == "Transpose" and node.inputs[0] is not None:
         return _absorbs(node.inputs[0], _before_transpose(node, factor))
@@ -59,7 +62,10 @@ def _absorbs(value: ir.Value, factor: Array) -> bool:
             for layer, bias in (node.inputs, node.inputs[::-1])
         )
     axis = _INTO_WEIGHTS.get(node.op_type)
-    if axis is None or any(constant(weight) is None for weight in node.inputs[1:] if weight is not None):
+    weights = [constant(weight) for weight in node.inputs[1:] if weight is not None]
+    if axis is None or any(weight is None for weight in weights):
+        return False
+    if node.op_type == "MatMul" and any(weight is not None and weight.ndim != 2 for weight in weights):
         return False
     return bool(factor.size == factor.shape[axis])
 
@@ -101,7 +107,7 @@ def _scale_input(node: ir.Node, index: int, factor: Array) -> None:
 
 
 def _before_transpose(node: ir.Node, factor: Array) -> Array:
-    return factor.transpose(np.argsort(attribute(node, "perm")))
+    return factor.transpose(np.argsort(permutation(node)))
 
 
 def _required(value: _T | None) -> _T:

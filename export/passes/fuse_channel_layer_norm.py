@@ -28,7 +28,7 @@ class FuseChannelLayerNorm(Pass):
     """weight * (x - mean) / sqrt(var + eps) + bias over axis 1 -> Transpose, LayerNormalization, Transpose.
 
     One node keeps its statistics in float32 in a low-precision graph; the chain's square overflows
-    float16. Afterwards no Sqrt of a variance over axis 1 is left.
+    float16. Afterwards no such chain is left.
     """
 
     def rewrite(self, model: ir.Model) -> int:
@@ -41,7 +41,7 @@ class FuseChannelLayerNorm(Pass):
 
     def ensures(self, graph: ir.Graph) -> str | None:
         for node in graph:
-            if node.op_type == "Sqrt" and _mean_over_channels(_other(node.inputs[0], "Add")[0]) is not None:
+            if node.op_type == "Add" and _match(node) is not None:
                 return f"{node.name} of {module_of(node)} is still a written-out norm"
         return None
 
@@ -64,10 +64,19 @@ def _match(add: ir.Node) -> _Match | None:
         no_match("the mean is not over axis 1 of the same map", add)
         return None
     eps = _scalar(epsilon)
-    if eps is None:
-        no_match("epsilon is not constant", add)
+    if eps is None or not (_per_channel(weight, x) and _per_channel(bias, x)):
+        no_match("epsilon is not constant, or weight and bias are not one number for each channel of NCHW", add)
         return None
     return _Match(x, weight, bias, eps)
+
+
+def _per_channel(value: ir.Value, x: ir.Value) -> bool:
+    """Whether a constant has the shape (C, 1, 1) or (1, C, 1, 1) of x's channels."""
+    array = constant(value)
+    if array is None or x.shape is None or len(x.shape) != 4 or not isinstance(x.shape[1], int):
+        return False
+    channels = x.shape[1]
+    return array.size == channels and array.ndim >= 3 and array.shape[-3:] == (channels, 1, 1)
 
 
 def _fuse(add: ir.Node, match: _Match) -> None:

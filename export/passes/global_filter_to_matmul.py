@@ -11,6 +11,7 @@ from ..graph import Builder, attribute, constant, replace
 from ..ops.global_filter.op import OP_ID, OP_TYPE
 from ..ops.global_filter.portable import expand_dense, expand_separable
 from .base import Pass
+from .resize_spectral_filters import fits
 
 
 @dataclass(frozen=True)
@@ -23,11 +24,7 @@ class GlobalFilterToMatmul(Pass):
 
     def requires(self, graph: ir.Graph) -> str | None:
         for node in graph:
-            if node.op_identifier() != OP_ID:
-                continue
-            weight = constant(node.inputs[1])
-            expected = (attribute(node, "height"), attribute(node, "width") // 2 + 1)
-            if weight is None or weight.shape[1:3] != expected:
+            if node.op_identifier() == OP_ID and not fits(node):
                 return f"{node.name} needs a constant weight of its map's size"
         return None
 

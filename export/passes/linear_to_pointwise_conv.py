@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from ..graph import Builder, attribute, constant, only_use, producer, replace, size
+from ..graph import Builder, constant, only_use, permutation, producer, replace, size
 from .base import Pass
 from .fuse_channel_layer_norm import TO_NCHW
 
@@ -43,7 +43,7 @@ class LinearToPointwiseConv(Pass):
 
 
 def _to_nchw(node: ir.Node) -> bool:
-    return node.op_type == "Transpose" and tuple(attribute(node, "perm", ())) == TO_NCHW
+    return node.op_type == "Transpose" and permutation(node) == TO_NCHW
 
 
 def _hoist(transpose: ir.Node) -> ir.Node | None:
@@ -81,6 +81,9 @@ def _linear(value: ir.Value | None) -> tuple[ir.Node, ir.Value | None] | None:
     weight = None if matmul is None else constant(matmul.inputs[1])
     if matmul is None or weight is None or weight.ndim != 2:
         return None
+    offset = constant(bias)
+    if offset is not None and offset.size not in (1, offset.shape[-1]):
+        return None  # more than one number for each feature: no convolution's bias
     return matmul, bias
 
 
@@ -94,6 +97,6 @@ def _replace_linear(transpose: ir.Node, matmul: ir.Node, bias: ir.Value | None) 
     moved = build.node("Transpose", [x], {"perm": TO_NCHW}, like=result, shape=shape)
     inputs = [moved.outputs[0], build.constant(f"{matrix.name}.conv", weight.T[:, :, None, None])]
     if bias is not None and (offset := constant(bias)) is not None:
-        inputs.append(build.constant(f"{bias.name}.conv", np.broadcast_to(offset, weight.shape[1:])))
+        inputs.append(build.constant(f"{bias.name}.conv", np.broadcast_to(offset.reshape(-1), weight.shape[1:])))
     replace(result, build.value("Conv", inputs, attributes={"kernel_shape": (1, 1)}, like=result))
     return moved

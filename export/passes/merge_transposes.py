@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from ..graph import Builder, attribute, producer, replace
+from ..graph import Builder, permutation, producer, replace
 from .base import Pass
 
 
@@ -26,11 +26,11 @@ class MergeTransposes(Pass):
 
 
 def _merge(node: ir.Node) -> bool:
-    x, perm = node.inputs[0], list(attribute(node, "perm"))
+    x, perm = node.inputs[0], list(permutation(node))
     before = producer(x, "Transpose")
     if before is not None:
-        x, perm = before.inputs[0], [attribute(before, "perm")[axis] for axis in perm]
-    if x is None or (before is None and perm != sorted(perm)):
+        x, perm = before.inputs[0], [permutation(before)[axis] for axis in perm]
+    if x is None or not perm or (before is None and perm != sorted(perm)):
         return False
     output = node.outputs[0]
     if perm != sorted(perm):

@@ -22,7 +22,7 @@ _ROLES = {
     ("GlobalFilter", 1): "complex_weight",
 }
 _SHARED = re.compile(r"dft\d+x\d+\.[a-z.]+")
-_SPECTRAL = re.compile(r"filter\.(real|imag)")
+_SPECTRAL = re.compile(r"(?:^|\.)(filter\.(?:real|imag))(?:\.|_|$)")
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,10 @@ class NameAfterModules(Pass):
     """Nodes are called module/Op and their outputs likewise; weights module.role, as in the state dict.
     What would be named twice gets a number: module/Op.1. The graph's inputs and outputs keep their names.
     """
+
+    def requires(self, graph: ir.Graph) -> str | None:
+        unused = [name for name, value in graph.initializers.items() if not value.uses()]
+        return f"nothing says what the weight {unused[0]} is for; CleanUp goes first" if unused else None
 
     def rewrite(self, model: ir.Model) -> int:
         graph = model.graph
@@ -55,8 +59,8 @@ def _weight_name(value: ir.Value) -> str:
         return shared.group()
     use = min(value.uses(), key=lambda use: str(use.node.name))
     module = module_of(use.node) or "model"
-    if spectral := _SPECTRAL.match(hint):
-        return f"{module}.{spectral.group()}"
+    if spectral := _SPECTRAL.search(hint):
+        return f"{module}.{spectral[1]}"
     role = _ROLES.get((use.node.op_type, use.idx), f"{use.node.op_type.lower()}_{use.idx}")
     return f"{module}.{role}"
 

@@ -19,12 +19,12 @@ class ResizeSpectralFilters(Pass):
     def rewrite(self, model: ir.Model) -> int:
         rewrites = 0
         for node in list(model.graph):
-            if node.op_identifier() != OP_ID or self._fits(node):
+            if node.op_identifier() != OP_ID or fits(node):
                 continue
             weight = constant(node.inputs[1])
             if weight is None:
                 continue
-            height, columns = self._target(node)
+            height, columns = _target(node)
             resized = resize_filter(weight, height, columns).astype(weight.dtype)
             name = f"{node.inputs[1].name}.{height}x{columns}" if node.inputs[1] is not None else "weight"
             node.replace_input_with(1, Builder(node).constant(name, resized))
@@ -33,13 +33,16 @@ class ResizeSpectralFilters(Pass):
 
     def ensures(self, graph: ir.Graph) -> str | None:
         for node in graph:
-            if node.op_identifier() == OP_ID and not self._fits(node):
+            if node.op_identifier() == OP_ID and not fits(node):
                 return f"{node.name} has no constant weight of its map's size"
         return None
 
-    def _target(self, node: ir.Node) -> tuple[int, int]:
-        return attribute(node, "height"), attribute(node, "width") // 2 + 1
 
-    def _fits(self, node: ir.Node) -> bool:
-        weight = constant(node.inputs[1])
-        return weight is not None and weight.shape[1:3] == self._target(node)
+def fits(node: ir.Node) -> bool:
+    """Whether a GlobalFilter's weight is constant and of its map's size."""
+    weight = constant(node.inputs[1])
+    return weight is not None and weight.shape[1:3] == _target(node)
+
+
+def _target(node: ir.Node) -> tuple[int, int]:
+    return attribute(node, "height"), attribute(node, "width") // 2 + 1

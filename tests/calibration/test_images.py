@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,11 +13,16 @@ import pytest
 import support
 from PIL import Image
 
-from metaformer_export.calibration.images import MAX_IMAGES, load_images, preprocess, read_image
+from metaformer_export.artifacts import ModelSpec
+from metaformer_export.calibration.images import MAX_IMAGES, decode, load_images, preprocess
 from metaformer_export.errors import ImageError
 from metaformer_export.models.family import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 
 SPEC = support.spec_for("hornet_t", (64, 96))
+
+
+def read_image(path: Path, spec: ModelSpec) -> np.ndarray:
+    return decode(path.read_bytes(), path, spec)
 
 
 def picture(width: int = 120, height: int = 80, mode: str = "RGB") -> Image.Image:
@@ -58,6 +65,13 @@ def test_every_colour_mode_becomes_three_planes(tmp_path: Path, mode: str) -> No
     assert got[:, :, -8:].mean() > got[:, :, :8].mean() + 1
 
 
+def test_sixteen_bit_greys_keep_their_steps(tmp_path: Path) -> None:
+    ramp = np.linspace(0, 65535, 96 * 64).reshape(64, 96).astype(np.uint16)
+    Image.fromarray(ramp).save(tmp_path / "deep.png")
+    got = decode((tmp_path / "deep.png").read_bytes(), tmp_path, SPEC)
+    assert len(np.unique(np.round(got[0], 3))) > 100
+
+
 def test_exif_rotation_is_applied(tmp_path: Path) -> None:
     upright, turned = tmp_path / "up.png", tmp_path / "turned.png"
     picture().save(upright)
@@ -74,7 +88,18 @@ def test_a_folder_is_read_below_sorted_and_spread(tmp_path: Path) -> None:
     picture().save(tmp_path / ".hidden.png")
     images = load_images(tmp_path, SPEC)
     assert [file.name for file in images.files] == ["00.webp", "02.webp", "04.webp", "06.webp", "08.webp", "10.webp"]
-    assert np.array_equal(images.take(5, 2), images.batch[[5, 0]])
+    assert np.array_equal(images.take(4, 2), images.batch[4:])
+
+
+def test_a_batch_larger_than_the_set_has_no_two_rows_alike(tmp_path: Path) -> None:
+    """Rows that are all the same would not show that a graph mixes them up."""
+    picture().save(tmp_path / "a.png")
+    picture().save(tmp_path / "same.png")
+    images = load_images(tmp_path, SPEC)
+    assert [file.name for file in images.files] == ["same.png"]
+    first, second, third = images.take(0, 3)
+    assert np.array_equal(first, images.batch[0])
+    assert min(np.abs(a - b).max() for a, b in ((first, second), (second, third), (first, third))) > 1
 
 
 def test_other_numbers_of_channels_repeat_the_planes(tmp_path: Path) -> None:
@@ -96,7 +121,18 @@ def test_what_is_no_image_is_named(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match=r"notes\.txt is not an image"):
         load_images(tmp_path, SPEC)
     (tmp_path / "notes.txt").unlink()
+    (tmp_path / "bomb.png").write_bytes(png_of_size(60_000, 60_000))
+    with pytest.raises(ImageError, match=r"bomb\.png is not an image that can be read"):
+        load_images(tmp_path, SPEC)
+    (tmp_path / "bomb.png").unlink()
     whole = (tmp_path / "a.png").read_bytes()
     (tmp_path / "cut.png").write_bytes(whole[: len(whole) - 60])
     with pytest.raises(ImageError, match=r"cut\.png cannot be decoded"):
         load_images(tmp_path, SPEC)
+
+
+def png_of_size(width: int, height: int) -> bytes:
+    """A PNG that claims to be large."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunk = b"IHDR" + header
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk)) + bytes(100)

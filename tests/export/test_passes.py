@@ -156,7 +156,12 @@ def test_a_split_is_left_alone_where_its_convolution_is_read_whole(shared: bool,
         assert np.abs(old - new).max() <= 1e-6
 
 
-def scaled(make: Callable[[ir.Value], list[ir.Node]], factor: np.ndarray, shape: list[int | str]) -> ir.Model:
+def scaled(
+    make: Callable[[ir.Value], list[ir.Node]],
+    factor: np.ndarray,
+    shape: list[int | str],
+    result: list[int | str] | None = None,
+) -> ir.Model:
     """input -> make's nodes -> Mul by a factor."""
     x = ir.val("input", ir.DataType.FLOAT, shape)
     nodes = make(x)
@@ -164,6 +169,7 @@ def scaled(make: Callable[[ir.Value], list[ir.Node]], factor: np.ndarray, shape:
     constant = ir.val("factor", const_value=ir.tensor(factor.astype(np.float32), name="factor"))
     mul = ir.node("Mul", [constant, last])
     mul.outputs[0].name, mul.outputs[0].type = "y", x.type
+    mul.outputs[0].shape = ir.Shape(result) if result is not None else last.shape
     weights = {v for node in (*nodes, mul) for v in node.inputs if v.const_value is not None}
     graph = ir.Graph(
         [x], mul.outputs, nodes=[*nodes, mul], initializers=list(weights), opset_imports={"": 20}, name="g"
@@ -212,6 +218,83 @@ def test_factors_fold_into_each_kind_of_layer_or_stay(make, factor: np.ndarray, 
     assert np.abs(support.run_model(model, x)[0] - before).max() <= 1e-5
 
 
+def vector_product(x: ir.Value) -> list[ir.Node]:
+    return [typed(ir.node("MatMul", [x, weight("vector", 4)]), 2, 5)]
+
+
+def test_factors_that_no_weight_can_take_are_left_alone() -> None:
+    """A product with a vector has no features, and a factor of higher rank changes the shape."""
+    x = support.image(2, 5, 4)
+    for factor, result in ((np.arange(1, 6), [2, 5]), (np.ones((3, 1, 5)) * 2, [3, 2, 5])):
+        model = scaled(vector_product, factor, [2, 5, 4], result)
+        (before,) = support.run_model(model.clone(), x)
+        assert run_pass(FoldScales(), model).rewrites == 0
+        assert np.array_equal(support.run_model(model, x)[0], before)
+
+
+def written_out_norm(shape: list[int], affine: tuple[int, ...]) -> ir.Model:
+    """A norm over axis 1 in primitives, with weight and bias of a given shape."""
+    x = ir.val("input", ir.DataType.FLOAT, shape)
+    constants = {
+        name: ir.val(name, const_value=ir.tensor(np.array(value), name=name))
+        for name, value in (("axes", [1]), ("two", np.float32(2)), ("eps", np.float32(1e-6)))
+    }
+    scale, bias = weight("scale", *affine), weight("bi", *affine)
+    full, kept = tuple(shape), (shape[0], 1, *shape[2:])
+    mean = typed(ir.node("ReduceMean", [x, constants["axes"]], {"keepdims": 1}), *kept)
+    centred = typed(ir.node("Sub", [x, mean.outputs[0]]), *full)
+    square = typed(ir.node("Pow", [centred.outputs[0], constants["two"]]), *full)
+    variance = typed(ir.node("ReduceMean", [square.outputs[0], constants["axes"]], {"keepdims": 1}), *kept)
+    padded = typed(ir.node("Add", [variance.outputs[0], constants["eps"]]), *kept)
+    root = typed(ir.node("Sqrt", padded.outputs), *kept)
+    divided = typed(ir.node("Div", [centred.outputs[0], root.outputs[0]]), *full)
+    scaled_ = typed(ir.node("Mul", [divided.outputs[0], scale]), *full)
+    shifted = typed(ir.node("Add", [scaled_.outputs[0], bias]), *full)
+    shifted.outputs[0].name = "y"
+    nodes = [mean, centred, square, variance, padded, root, divided, scaled_, shifted]
+    initializers = [*constants.values(), scale, bias]
+    graph = ir.Graph([x], shifted.outputs, nodes=nodes, initializers=initializers, opset_imports={"": 20}, name="g")
+    return ir.Model(graph, ir_version=10)
+
+
+@pytest.mark.parametrize(
+    ("shape", "affine", "fused"),
+    [
+        ([2, 6, 5, 6], (6, 1, 1), 1),
+        ([2, 6, 5, 6], (1, 6, 1, 1), 1),
+        ([2, 6, 5, 6], (6,), 0),  # along the width, which is as long as the channels
+        ([2, 6, 5], (6, 1), 0),
+    ],
+)
+def test_only_norms_with_channel_weights_are_fused(shape: list[int], affine: tuple[int, ...], fused: int) -> None:
+    model = written_out_norm(shape, affine)
+    x = support.image(*shape)
+    (before,) = support.run_model(model.clone(), x)
+    assert run_pass(FuseChannelLayerNorm(), model).rewrites == fused
+    assert support.relative_error(support.run_model(model, x)[0], before) <= 1e-5
+
+
+def test_transposes_that_cancel_between_input_and_outputs_keep_all_names() -> None:
+    x = ir.val("input", ir.DataType.FLOAT, [2, 3, 4, 5])
+    there = ir.node("Transpose", [x], {"perm": (0, 2, 3, 1)})
+    back = ir.node("Transpose", there.outputs, {"perm": (0, 3, 1, 2)})
+    again = ir.node("Transpose", back.outputs, {"perm": (0, 2, 3, 1)})
+    reverse = ir.node("Transpose", [x])
+    for name, node in (("there", there), ("back", back), ("again", again), ("reverse", reverse)):
+        node.outputs[0].name, node.outputs[0].type = name, x.type
+    outputs = [node.outputs[0] for node in (there, back, again, reverse)]
+    graph = ir.Graph([x], outputs, nodes=[there, back, again, reverse], opset_imports={"": 20}, name="g")
+    model = ir.Model(graph, ir_version=10)
+    batch = support.image(2, 3, 4, 5)
+    before = support.run_model(model.clone(), batch)
+    for each in (MergeTransposes(), CleanUp()):
+        run_pass(each, model)
+    assert [value.name for value in model.graph.inputs] == ["input"]
+    assert [value.name for value in model.graph.outputs] == ["there", "back", "again", "reverse"]
+    for old, new in zip(before, support.run_model(model, batch), strict=True):
+        assert np.array_equal(old, new)
+
+
 def test_merged_transposes_compose() -> None:
     x = ir.val("input", ir.DataType.FLOAT, [2, 3, 4, 5])
     first = ir.node("Transpose", [x], {"perm": (0, 2, 3, 1)})
@@ -242,10 +325,10 @@ def test_a_broken_promise_is_an_error_that_names_the_pass(traced_small_7x7: Trac
         run_pass(_Liar(), traced_small_7x7.model.clone())
 
 
-def test_naming_twice_changes_nothing(traced_small_7x7: Traced) -> None:
-    model = traced_small_7x7.model.clone()
+def test_naming_twice_changes_nothing(traced_small_gf: Traced) -> None:
+    model = traced_small_gf.model.clone()
     for each in PORTABLE:
         run_pass(each, model)
-    names = [node.name for node in model.graph]
+    names = [node.name for node in model.graph], sorted(model.graph.initializers)
     run_pass(NameAfterModules(), model)
-    assert [node.name for node in model.graph] == names
+    assert ([node.name for node in model.graph], sorted(model.graph.initializers)) == names

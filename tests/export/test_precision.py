@@ -123,3 +123,50 @@ def test_float32_changes_nothing(traced_small_7x7: Traced) -> None:
     converted = convert(lowered, "fp32")
     assert to_proto(converted.model) == to_proto(lowered.model)
     assert set().union(*converted.layers.values()) == {"fp32"}
+
+
+def chain(*ops: tuple[str, dict[str, object]]) -> Lowered:
+    """input -> each operator in turn, all on one 4-D value."""
+    x = ir.val("input", FLOAT, [1, 2, 4, 4])
+    nodes: list[ir.Node] = []
+    for name, attributes in ops:
+        node = ir.node(name, nodes[-1].outputs if nodes else [x], attributes, name=f"{name}{len(nodes)}")
+        node.outputs[0].name, node.outputs[0].type, node.outputs[0].shape = f"v{len(nodes)}", x.type, x.shape
+        nodes.append(node)
+    graph = ir.Graph([x], nodes[-1].outputs, nodes=nodes, opset_imports={"": 20}, name="chain")
+    return Lowered(support.spec_for("chain"), ir.Model(graph, ir_version=10), "portable")
+
+
+def test_a_chain_of_data_movement_between_islands_is_not_cast_down_and_up() -> None:
+    swap = ("Transpose", {"perm": (0, 1, 3, 2)})
+    lowered = chain(("Relu", {}), ("Neg", {}), swap, swap, ("Neg", {}), ("Relu", {}))
+    loud = {"v1": 1e5, "v4": 1e5}
+    converted = convert(lowered, "fp16", max_abs=loud)
+    kinds = [node.op_type for node in converted.model.graph]
+    inner = kinds[kinds.index("Neg") : len(kinds) - kinds[::-1].index("Neg")]
+    assert inner == ["Neg", "Transpose", "Transpose", "Neg"]
+
+
+def test_an_input_outside_float16_is_reported_too() -> None:
+    lowered = chain(("Neg", {}))
+    x = np.full((1, 2, 4, 4), 1e5, np.float32)
+    found = out_of_range(lowered, largest_magnitudes(lowered, x, threads=2))
+    assert [(each.op, each.value, each.max_abs) for each in found] == [("input", "input", 1e5), ("Neg", "v0", 1e5)]
+
+
+def test_a_weight_outside_float16_is_reported_and_kept_but_fits_bfloat16(traced_small_7x7: Traced) -> None:
+    lowered = lower(traced_small_7x7, "portable")
+    weight = lowered.model.graph.initializers["head.weight"]
+    weight.const_value = ir.tensor(weight.const_value.numpy() * np.float32(1e6), name="head.weight")
+    assert ("head", "head.weight") in {(each.module, each.value) for each in out_of_range(lowered, {})}
+    assert {"head"} == {kept.module for kept in convert(lowered, "fp16").kept}
+    assert convert(lowered, "bf16").kept == ()
+
+
+def test_rounding_reaches_a_float16_input(traced_small_7x7: Traced) -> None:
+    converted = convert(lower(traced_small_7x7, "portable"), "fp16", io="fp16")
+    just_above = np.full((1, 3, 224, 224), 1 + 2.0**-13, np.float32)  # rounds to 1 in float16
+    session = rounded(converted)
+    assert np.array_equal(
+        support.run_model(session, just_above)[0], support.run_model(session, np.ones_like(just_above))[0]
+    )

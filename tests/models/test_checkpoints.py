@@ -8,6 +8,7 @@ import os
 import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -50,6 +51,55 @@ def test_wrappers_and_prefixes_are_taken_off(model: nn.Module, tmp_path: Path, w
     loaded = load_model("hornet_test", checkpoint=path)
     assert _same(loaded.module, model)
     assert any(wrapper in note for note in loaded.notes)
+
+
+def test_prefixes_may_be_nested_and_wrappers_may_hold_other_things(model: nn.Module, tmp_path: Path) -> None:
+    path = tmp_path / "nested.pth"
+    tensors = {"_orig_mod.module." + key: value for key, value in model.state_dict().items()}
+    best = np.float64(83.1)
+    torch.save({"model_ema": {"decay": 0.9}, "model": {"state_dict": tensors}, "best": best, "out": tmp_path}, path)
+    assert _same(create_model("hornet_test", checkpoint=path), model)
+
+
+def test_a_checkpoint_that_contains_itself_is_read(model: nn.Module, tmp_path: Path) -> None:
+    path = tmp_path / "loop.pth"
+    content: dict[str, object] = {}
+    content["model"] = content
+    torch.save(content, path)
+    with pytest.raises(CheckpointError, match="holds no tensors"):
+        read_checkpoint(path)
+
+
+def test_safetensors_are_known_by_their_content(model: nn.Module, tmp_path: Path) -> None:
+    path = tmp_path / "pytorch_model.bin"
+    safetensors.torch.save_file(model.state_dict(), path)
+    assert _same(create_model("hornet_test", checkpoint=path), model)
+
+
+def test_tensors_of_another_kind_are_refused(model: nn.Module, tmp_path: Path) -> None:
+    path = tmp_path / "odd.pth"
+    good = model.state_dict()
+    name = "stages.0.0.gamma1"
+    odd = {
+        "integers instead of floats, first stages.0.0.gamma1": good[name].long(),
+        "sparse or complex": good[name].to(torch.complex64),
+        "gamma1 is a meta": good[name].to("meta"),
+        "gamma1 is a meta, sparse": good[name].to_sparse(),
+        r"first head.weight \(\) instead of": None,
+    }
+    for why, tensor in odd.items():
+        torch.save({**good, name: tensor} if tensor is not None else {**good, "head.weight": torch.tensor(1.0)}, path)
+        with pytest.raises(CheckpointError, match=why):
+            create_model("hornet_test", checkpoint=path)
+
+
+def test_a_changed_checkpoint_of_the_same_model_is_called_that(model: nn.Module, tmp_path: Path) -> None:
+    path = tmp_path / "changed.pth"
+    state = dict(model.state_dict())
+    del state["norm.bias"]
+    torch.save(state, path)
+    with pytest.raises(CheckpointError, match=r"first norm\.bias\. It looks like a hornet_test that was changed"):
+        create_model("hornet_test", checkpoint=path)
 
 
 def test_averaged_weights_are_preferred(model: nn.Module, tmp_path: Path) -> None:
@@ -149,6 +199,11 @@ def test_damaged_and_foreign_files_are_refused_in_one_line(model: nn.Module, tmp
             read_checkpoint(path)
         assert str(path) in str(caught.value)
         assert "\n" not in str(caught.value), name
+    for length in (28, 49, 200, 3000):  # the format before zip files fails in another way at each
+        torch.save(model.state_dict(), tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+        (tmp_path / "old.pth").write_bytes((tmp_path / "old.pth").read_bytes()[:length])
+        with pytest.raises(CheckpointError, match="damaged"):
+            read_checkpoint(tmp_path / "old.pth")
     for value in ([1, 2], {"a": 1}, torch.ones(2)):
         torch.save(value, whole)
         with pytest.raises(CheckpointError, match=r"not a state dict|holds no tensors"):

@@ -56,11 +56,13 @@ def test_classes_channels_and_features_are_built_as_asked() -> None:
 
 @pytest.mark.parametrize("size", [225, 16, (224, 100), 0, -32])
 def test_a_size_that_cannot_be_is_refused_with_one_that_can(size) -> None:
-    with pytest.raises(ImageSizeError, match=r"multiples of 32; got .* nearest size that works is \d+x\d+"):
+    with pytest.raises(ImageSizeError, match=r"multiples of 32 up to 4096; got .* nearest size that works is \d+x\d+"):
         create_model("hornet_test", image_size=size)
 
 
-@pytest.mark.parametrize("wrong", [{"num_classes": 0}, {"in_chans": 0}])
+@pytest.mark.parametrize("wrong", [{"num_classes": 0}, {"in_chans": 0}, {"num_classes": 10**12}])
 def test_numbers_that_cannot_be_are_refused(wrong: dict[str, int]) -> None:
-    with pytest.raises(InputError, match="at least 1; got 0"):
+    with pytest.raises(InputError, match=r"at least 1 and at most 1000000; got (0|10+)\.$"):
         create_model("hornet_test", **wrong)
+    with pytest.raises(InputError, match="has no classes"):
+        create_model("hornet_test", num_classes=10, features=True)

@@ -11,21 +11,24 @@ import pytest
 
 from metaformer_export.artifacts import ParityReport
 from metaformer_export.calibration.images import ImageSet
+from metaformer_export.errors import ParityError
 from metaformer_export.runtime.parity import THRESHOLDS, compare, judge, measure
 
 RANDOM = np.random.RandomState(0)
+PROJECTION = RANDOM.standard_normal((40, 10)).astype(np.float32)
 LOGITS = RANDOM.standard_normal((7, 10)).astype(np.float32)
-IMAGES = ImageSet(RANDOM.standard_normal((7, 1, 2, 2)).astype(np.float32), tuple(map(Path, "abcdefg")), "noise")
+IMAGES = ImageSet(
+    RANDOM.standard_normal((7, 1, 2, 20)).astype(np.float32), tuple(map(Path, "abcdefg")), tuple("abcdefg"), "noise"
+)
 
 
 def rows(batch: np.ndarray) -> list[np.ndarray]:
-    """Looks up each image's logits, so that order and batches matter."""
-    index = [int(np.flatnonzero((IMAGES.batch == image).all((1, 2, 3)))[0]) for image in batch]
-    return [LOGITS[index]]
+    """A linear model of the pixels, so that order and batches matter."""
+    return [batch.reshape(len(batch), -1) @ PROJECTION]
 
 
-def run(candidate) -> ParityReport:
-    return compare(rows, {"candidate": lambda: candidate}, IMAGES, "fp32", ("logits",), classifier=True)
+def run(candidate, images: ImageSet = IMAGES) -> ParityReport:
+    return compare(rows, {"file": lambda: candidate}, images, "fp32", ("logits",), classifier=True)
 
 
 def test_equal_outputs_pass_with_no_error() -> None:
@@ -61,6 +64,19 @@ def test_a_wrong_candidate_fails(wrong) -> None:
     report = run(wrong)
     assert not report.passed
     assert report.failures[0].startswith("logits: max_rel")
+    assert "(file, batch " in report.failures[0]
+
+
+@pytest.mark.parametrize("wrong", [lambda b: [rows(b)[0][::-1]], lambda b: [np.repeat(rows(b)[0][:1], len(b), 0)]])
+def test_one_image_is_enough_to_catch_rows_that_are_mixed_up(wrong) -> None:
+    one = ImageSet(IMAGES.batch[:1], IMAGES.files[:1], IMAGES.sha256[:1], "one")
+    assert run(rows, one).passed
+    assert not run(wrong, one).passed
+
+
+def test_outputs_of_another_shape_are_an_error() -> None:
+    with pytest.raises(ParityError, match="output logits has shape"):
+        run(lambda batch: [rows(batch)[0][:, :1]])
 
 
 def test_every_threshold_can_fail_by_itself() -> None:
