@@ -58,7 +58,8 @@ class _ConsoleProgress:
         with self._spinner(title):
             yield results.append
         elapsed = time.perf_counter() - started
-        self.console.print(f"{title:8s}{elapsed:6.1f} s  {'; '.join(results)}", markup=False, soft_wrap=True)
+        line = f"{title:8s}{elapsed:6.1f} s  {'; '.join(results)}".rstrip()
+        self.console.print(line, markup=False, soft_wrap=True)
 
     def note(self, text: str) -> None:
         self.console.print(f"note: {text}", style="yellow", markup=False, soft_wrap=True)
@@ -218,6 +219,9 @@ def _print_summary(result: ExportResult, as_json: bool) -> None:
     )
     size = result.manifest.content["outputs"]["model.onnx"]["bytes"] / 1e6
     verdict = "parity holds" if result.parity.passed else "PARITY FAILED"
-    click.echo(f"{result.folder}: {verdict}, model.onnx {size:.1f} MB, ONNX Runtime on the CPU {speeds}")
+    click.echo(
+        f"{result.folder}: {verdict}, model.onnx {size:.1f} MB, "
+        f"ONNX Runtime on {result.bench.threads} CPU threads {speeds}"
+    )
     for failure in result.parity.failures:
         click.echo(f"metaformer-export: parity failed: {failure}", err=True)

@@ -33,10 +33,9 @@ def check_output(folder: Path) -> dict[str, Any] | None:
     Raises:
         OutputError: it is a file, a link or a mount point, cannot be written, or holds something else.
     """
-    folder = folder.absolute()
     try:
         old = _replaceable(folder)
-        ancestor = next(each for each in folder.parents if each.exists())
+        ancestor = next(each for each in folder.absolute().parents if each.exists())
         if not ancestor.is_dir():
             raise OutputError(f"output {folder} lies below {ancestor}, which is a file.")
         Path(tempfile.mkdtemp(prefix=_staging_prefix(folder), dir=ancestor)).rmdir()
@@ -54,7 +53,6 @@ def staged(folder: Path) -> Iterator[Path]:
     beside it is removed by the next. An OSError (a full disk, for instance) becomes an OutputError,
     and nothing is left behind.
     """
-    folder = folder.absolute()
     made: list[Path] = []
     staging: Path | None = None
     try:
