@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .artifacts import ExportResult
 
 _INTERRUPTED = 130
+_SHOWN_FAILURES = 3
 _DEFECT = LoweringError.exit_code
 _SECTIONS = {
     "Model": ("model", "list_models", "checkpoint", "num_classes", "features", "resolution", "seed"),
@@ -223,5 +224,8 @@ def _print_summary(result: ExportResult, as_json: bool) -> None:
         f"{result.folder}: {verdict}, model.onnx {size:.1f} MB, "
         f"ONNX Runtime on {result.bench.threads} CPU threads {speeds}"
     )
-    for failure in result.parity.failures:
+    shown = result.parity.failures[:_SHOWN_FAILURES]
+    for failure in shown:
         click.echo(f"metaformer-export: parity failed: {failure}", err=True)
+    if more := len(result.parity.failures) - len(shown):
+        click.echo(f"metaformer-export: parity failed: {more} more in {result.folder / 'parity.json'}", err=True)
