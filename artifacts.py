@@ -21,6 +21,7 @@ class ModelSpec:
 
     Attributes:
         image_size: (height, width) in pixels.
+        num_classes: 0 for a model that returns stage maps.
         weights: where they come from: a checkpoint's file name, or the seed they were drawn from.
         checkpoint_sha256: None for seeded random weights.
         outputs: names of the graph's outputs, in order.

@@ -51,8 +51,6 @@ def manifest_of(
     folder: Path,
 ) -> Manifest:
     """What was made, from what and how. `folder` holds the finished files, `graphs` what each was made from."""
-    spec = dataclasses.asdict(result.spec)
-    converted = {name: pair[0] for name, pair in graphs.items()}
     return Manifest(
         {
             "tool": TOOL,
@@ -60,37 +58,15 @@ def manifest_of(
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "command": list(options.command),
             "status": "passed" if result.parity.passed else "failed",
-            "model": spec,
+            "model": dataclasses.asdict(result.spec),
             "batch": dataclasses.asdict(options.batch),
-            "inputs": {
-                "checkpoint": result.spec.checkpoint_sha256
-                and {"file": result.spec.weights, "sha256": result.spec.checkpoint_sha256},
-                "images": [
-                    {"file": file.name, "sha256": digest}
-                    for file, digest in zip(images.files, images.sha256, strict=True)
-                ],
-            },
+            "inputs": _inputs(result, images),
             "outputs": {
                 path.name: {"sha256": sha256_of(path), "bytes": path.stat().st_size}
                 for path in sorted(folder.iterdir())
             },
-            "precision": {
-                "requested": result.precision,
-                "io": options.io,
-                "layers": {name: each.layers for name, each in converted.items()},
-                "kept_in_fp32": {
-                    name: [dataclasses.asdict(kept) for kept in each.kept] for name, each in converted.items()
-                },
-            },
-            "graphs": {
-                name: {
-                    "form": lowered.form,
-                    "opset": each.model.opset_imports[""],
-                    "nodes": each.model.graph.num_nodes(),
-                    "passes": [dataclasses.asdict(record) for record in lowered.passes],
-                }
-                for name, (each, lowered) in graphs.items()
-            },
+            "precision": _precision(result, graphs, options),
+            "graphs": {name: _graph(*pair) for name, pair in graphs.items()},
             "versions": versions(),
             "machine": result.bench.machine,
             "gpu": None,
@@ -98,6 +74,37 @@ def manifest_of(
             "notes": list(result.notes),
         }
     )
+
+
+def _inputs(result: ExportResult, images: ImageSet) -> dict[str, Any]:
+    files = zip(images.files, images.sha256, strict=True)
+    digest = result.spec.checkpoint_sha256
+    return {
+        "checkpoint": None if digest is None else {"file": result.spec.weights, "sha256": digest},
+        "images": [{"file": file.name, "sha256": sha256} for file, sha256 in files],
+    }
+
+
+def _precision(
+    result: ExportResult, graphs: Mapping[str, tuple[Converted, Lowered]], options: ExportOptions
+) -> dict[str, Any]:
+    return {
+        "requested": result.precision,
+        "io": options.io,
+        "layers": {name: converted.layers for name, (converted, _) in graphs.items()},
+        "kept_in_fp32": {
+            name: [dataclasses.asdict(kept) for kept in converted.kept] for name, (converted, _) in graphs.items()
+        },
+    }
+
+
+def _graph(converted: Converted, lowered: Lowered) -> dict[str, Any]:
+    return {
+        "form": lowered.form,
+        "opset": converted.model.opset_imports[""],
+        "nodes": converted.model.graph.num_nodes(),
+        "passes": [dataclasses.asdict(record) for record in lowered.passes],
+    }
 
 
 def summary(result: ExportResult) -> dict[str, Any]:

@@ -43,13 +43,7 @@ def load_model(
     family, variant = registry.find(name)
     size = _image_size(image_size, variant)
     family.size_rule.check(variant.short_name, *size)
-    if features and not family.features:
-        raise InputError(f"{family.title} has no stage maps to return; leave out features.")
-    if features and num_classes is not None:
-        raise InputError("a model that returns features has no classes; leave out the number of classes.")
-    for what, number in (("classes", num_classes), ("input channels", in_chans)):
-        if number is not None and not 1 <= number <= _MOST:
-            raise InputError(f"the number of {what} must be at least 1 and at most {_MOST}; got {number}.")
+    _check(family, num_classes, in_chans, features)
     read = None if checkpoint is None else read_checkpoint(checkpoint)
     if read is not None and not features:
         num_classes = _adopt_classes(family, read, num_classes)
@@ -62,21 +56,45 @@ def load_model(
         ]
     else:
         notes = _load(module, read, family, variant, options)
-    spec = ModelSpec(
+    weights = f"random, seed {seed}" if read is None else read.path.name
+    spec = _spec(family, variant, options, size, module, weights, None if read is None else read.sha256)
+    return LoadedModel(module.eval().requires_grad_(False), spec, tuple(notes))
+
+
+def _check(family: Family, num_classes: int | None, in_chans: int, features: bool) -> None:
+    """InputError for what cannot be built, before anything is."""
+    if features and not family.features:
+        raise InputError(f"{family.title} has no stage maps to return; leave out features.")
+    if features and num_classes is not None:
+        raise InputError("a model that returns features has no classes; leave out the number of classes.")
+    for what, number in (("classes", num_classes), ("input channels", in_chans)):
+        if number is not None and not 1 <= number <= _MOST:
+            raise InputError(f"the number of {what} must be at least 1 and at most {_MOST}; got {number}.")
+
+
+def _spec(
+    family: Family,
+    variant: Variant,
+    options: BuildOptions,
+    size: tuple[int, int],
+    module: nn.Module,
+    weights: str,
+    checkpoint_sha256: str | None,
+) -> ModelSpec:
+    return ModelSpec(
         name=variant.name,
         short_name=variant.short_name,
         family=family.name,
         image_size=size,
-        in_chans=in_chans,
-        num_classes=options.num_classes,
-        features=features,
+        in_chans=options.in_chans,
+        num_classes=0 if options.features else options.num_classes,
+        features=options.features,
         parameters=sum(parameter.numel() for parameter in module.parameters()),
-        weights=f"random, seed {seed}" if read is None else read.path.name,
-        checkpoint_sha256=None if read is None else read.sha256,
+        weights=weights,
+        checkpoint_sha256=checkpoint_sha256,
         preprocessing=variant.preprocessing,
-        outputs=tuple(f"stage{i}" for i in range(family.stages)) if features else ("logits",),
+        outputs=tuple(f"stage{i}" for i in range(family.stages)) if options.features else ("logits",),
     )
-    return LoadedModel(module.eval().requires_grad_(False), spec, tuple(notes))
 
 
 def build(family: Family, variant: Variant, options: BuildOptions, device: str = "cpu") -> nn.Module:
