@@ -218,6 +218,8 @@ def _print_summary(result: ExportResult, as_json: bool) -> None:
         for row in result.bench.results
         if row.runtime != "eager" and row.batch == result.bench.results[0].batch
     )
+    if result.precision == "fp16":
+        speeds += "; FP16 speed shows on a GPU"
     size = result.manifest.content["outputs"]["model.onnx"]["bytes"] / 1e6
     verdict = "parity holds" if result.parity.passed else "PARITY FAILED"
     click.echo(

@@ -48,14 +48,14 @@ class ExportOptions:
     """One export. Fields are the options of the command line; None is the model's own default."""
 
     model: str
-    checkpoint: Path | None = None
+    checkpoint: str | Path | None = None
     precision: Precision = "fp32"
     resolution: tuple[int, int] | None = None
     batch: BatchRange = BatchRange()
     num_classes: int | None = None
     features: bool = False
-    output: Path | None = None
-    images: Path | None = None
+    output: str | Path | None = None
+    images: str | Path | None = None
     opset: int | None = None
     io: Literal["fp32", "fp16"] = "fp32"
     seed: int = 0

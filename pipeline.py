@@ -84,7 +84,7 @@ def run_export(options: ExportOptions, progress: Progress | None = None) -> Expo
     """
     progress = progress or Silent()
     options = _resolved(options)
-    folder = options.output or _default_folder(options)
+    folder = Path(options.output) if options.output else _default_folder(options)
     replaced = check_output(folder)
     loaded, images = _load(options, progress)
     notes = list(loaded.notes)

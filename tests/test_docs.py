@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the documents say is so."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import support
+import torch
+
+from metaformer_export import create_model
+from metaformer_export.models import registry
+from metaformer_export.runtime.parity import THRESHOLDS
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_readme_lists_every_model_as_it_is() -> None:
+    for _, variant in registry.variants():
+        row = f"| {variant.name} | {variant.short_name} | {variant.parameters / 1e6:.1f} M | {variant.image_size} |"
+        assert row in README
+
+
+def test_the_documented_thresholds_are_the_real_ones() -> None:
+    text = (ROOT / "docs" / "parity.md").read_text(encoding="utf-8")
+    for precision, limits in THRESHOLDS.items():
+        (row,) = re.findall(rf"^\| {precision} \| (.*) \|$", text, re.MULTILINE)
+        max_rel, rms_rel, cosine, top1 = row.split(" | ")
+        written = (float(max_rel), float(rms_rel), float(cosine), float(top1.removesuffix(" %")) / 100)
+        assert written == dataclasses.astuple(limits)
+
+
+def test_links_lead_somewhere() -> None:
+    for document in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")):
+        for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text(encoding="utf-8")):
+            assert (document.parent / target).exists(), (document.name, target)
+
+
+@pytest.mark.slow
+def test_the_readmes_python_runs(tmp_path: Path) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    torch.save(create_model("hornet_t_gf").state_dict(), tmp_path / "hornet_tiny_gf.pth")
+    torch.save(torch.from_numpy(support.image(2, 3, 224, 224)), tmp_path / "images.pt")
+    setup = "import torch; images = torch.load('images.pt').numpy()\n"
+    check = (
+        "\nreference = model(torch.from_numpy(images)).numpy()\nprint(abs(logits - reference).max() / reference.std())"
+    )
+    said = subprocess.check_output([sys.executable, "-c", setup + code + check], cwd=tmp_path, text=True)
+    assert float(said.splitlines()[-1]) <= 0.05
