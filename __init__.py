@@ -14,16 +14,17 @@ from .version import __version__
 if TYPE_CHECKING:
     from .models import create_model
     from .options import ExportOptions
-    from .pipeline import run_export as export
+    from .pipeline import run_export as export_model
     from .runtime.onnxruntime import load_engine
     from .runtime.parity import compare
 
-__all__ = ["ExportOptions", "__version__", "compare", "create_model", "export", "load_engine"]
+__all__ = ["ExportOptions", "__version__", "compare", "create_model", "export_model", "load_engine"]
 
 _LAZY = {
     "create_model": (".models", "create_model"),
     "ExportOptions": (".options", "ExportOptions"),
-    "export": (".pipeline", "run_export"),
+    # Not "export": that is the subpackage, and which of the two a caller got would depend on import order.
+    "export_model": (".pipeline", "run_export"),
     "load_engine": (".runtime.onnxruntime", "load_engine"),
     "compare": (".runtime.parity", "compare"),
 }

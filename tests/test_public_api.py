@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The names at the top of the package."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import metaformer_export
+from metaformer_export.models import registry
+
+
+@pytest.mark.parametrize("first", ["", "import metaformer_export.export.trace, metaformer_export.runtime.parity;"])
+def test_every_public_name_is_what_it_says_in_any_order_of_imports(first: str) -> None:
+    names = [name for name in metaformer_export.__all__ if name != "__version__"]
+    assert len(names) == 5
+    code = (
+        f"{first} from metaformer_export import {', '.join(names)}; print(*[callable(n) for n in ({', '.join(names)})])"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).split() == ["True"] * 5
+
+
+def test_other_names_are_missing_as_usual() -> None:
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = metaformer_export.nothing  # type: ignore[attr-defined]
+
+
+def test_short_and_full_names_are_all_different() -> None:
+    names = [name for _, variant in registry.variants() for name in (variant.name, variant.short_name)]
+    assert len(set(names)) == len(names) == 20
