@@ -12,12 +12,12 @@ import metaformer_export
 from metaformer_export.models import registry
 
 
-@pytest.mark.parametrize("first", ["", "import metaformer_export.export.trace, metaformer_export.runtime.parity;"])
+@pytest.mark.parametrize("first", ["", "import metaformer_export.export.trace, metaformer_export.runtime.parity; "])
 def test_every_public_name_is_what_it_says_in_any_order_of_imports(first: str) -> None:
     names = [name for name in metaformer_export.__all__ if name != "__version__"]
     assert len(names) == 5
     code = (
-        f"{first} from metaformer_export import {', '.join(names)}; print(*[callable(n) for n in ({', '.join(names)})])"
+        f"{first}from metaformer_export import {', '.join(names)}; print(*[callable(n) for n in ({', '.join(names)})])"
     )
     assert subprocess.check_output([sys.executable, "-c", code], text=True).split() == ["True"] * 5
 
