@@ -160,6 +160,7 @@ class BenchReport:
 
     Attributes:
         iterations: timed rounds, the fewest over the batch sizes.
+        unstable: why the figures should not be relied on; "" if nothing speaks against them.
         speedup_over_eager: of the delivered model.onnx at the first batch size; None where this machine
             cannot run its precision (bfloat16 on a CPU).
     """
@@ -169,6 +170,7 @@ class BenchReport:
     iterations: int
     results: tuple[BenchRow, ...]
     speedup_over_eager: float | None
+    unstable: str = ""
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .artifacts import ExportResult
 
 _INTERRUPTED = 130
+_INTERRUPTION = "interrupted; nothing half-written is left."
 _SHOWN_FAILURES = 3
 _DEFECT = LoweringError.exit_code
 _SECTIONS = {
@@ -128,7 +129,7 @@ def command(context: click.Context, /, **given: Any) -> int:
 
     Exit codes: 0 done and parity holds; 1 parity failed (the files are kept,
     marked failed); 2 wrong input, nothing written; 3 something needed is missing;
-    70 a defect of this tool.
+    70 a defect of this tool; 130 interrupted.
     """
     if given["verbose"]:
         logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(message)s")
@@ -152,14 +153,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = command.main(args=given, prog_name="metaformer-export", standalone_mode=False, obj=tuple(given))
         return int(code or 0)
     except click.ClickException as error:
-        return _fail(f"{error.format_message()} See metaformer-export --help.", 2, debug)
+        return _fail(f"{error.format_message().rstrip('.')}. See metaformer-export --help.", 2, debug)
     except MetaformerExportError as error:
         return _fail(str(error), error.exit_code, debug)
     except (KeyboardInterrupt, click.Abort):
-        return _fail("interrupted; nothing half-written is left.", _INTERRUPTED, debug)
+        return _fail(_INTERRUPTION, _INTERRUPTED, debug)
     except Exception as error:
+        if _was_interrupted(error):
+            return _fail(_INTERRUPTION, _INTERRUPTED, debug)
         text = (str(error) or "no message").splitlines()[0]
         return _fail(f"internal error, {type(error).__name__}: {text} (--debug shows where)", _DEFECT, debug)
+
+
+def _was_interrupted(error: BaseException | None) -> bool:
+    """Whether a Ctrl-C is behind an error: torch wraps one that arrives while it loads or exports."""
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _fail(message: str, code: int, debug: bool) -> int:
@@ -213,18 +225,24 @@ def _print_summary(result: ExportResult, as_json: bool) -> None:
     if as_json:
         click.echo(to_json(summary(result)), nl=False)
         return
+    batch = result.bench.results[-1].batch
     speeds = ", ".join(
-        f"{row.precision} {row.median_ms:.1f} ms ({row.speedup_over_eager:.2f}x eager)"
+        f"{row.precision}{'' if row.precision == result.precision else ' form'} {row.median_ms:.1f} ms "
+        f"({row.speedup_over_eager:.2f}x eager)"
         for row in result.bench.results
-        if row.runtime != "eager" and row.batch == result.bench.results[0].batch
+        if row.runtime != "eager" and row.batch == batch
     )
     if result.precision == "fp16":
         speeds += "; FP16 speed shows on a GPU"
+    if result.precision == "bf16":
+        speeds += "; the BF16 file itself cannot run on this CPU"
+    if result.bench.unstable:
+        speeds += "; the machine was busy, do not rely on these"
     size = result.manifest.content["outputs"]["model.onnx"]["bytes"] / 1e6
     verdict = "parity holds" if result.parity.passed else "PARITY FAILED"
     click.echo(
         f"{result.folder}: {verdict}, model.onnx {size:.1f} MB, "
-        f"ONNX Runtime on {result.bench.threads} CPU threads {speeds}"
+        f"ONNX Runtime on {result.bench.threads} CPU threads at batch {batch}: {speeds}"
     )
     shown = result.parity.failures[:_SHOWN_FAILURES]
     for failure in shown:

@@ -53,6 +53,7 @@ def staged(folder: Path) -> Iterator[Path]:
     beside it is removed by the next. An OSError (a full disk, for instance) becomes an OutputError,
     and nothing is left behind.
     """
+    named, folder = folder, _absolute(folder)
     made: list[Path] = []
     staging: Path | None = None
     try:
@@ -67,7 +68,7 @@ def staged(folder: Path) -> Iterator[Path]:
             _put_in_place(staging, folder)
     except OSError as error:
         _remove(staging, made)
-        raise OutputError(f"output folder {folder} cannot be written: {error.strerror or error}.") from error
+        raise OutputError(f"output folder {named} cannot be written: {error.strerror or error}.") from error
     except BaseException:
         _remove(staging, made)
         raise
@@ -76,6 +77,8 @@ def staged(folder: Path) -> Iterator[Path]:
 
 def _replaceable(folder: Path) -> dict[str, Any] | None:
     """The manifest of what is at `folder`, None if nothing is; OutputError if it must not be replaced."""
+    if Path.cwd().is_relative_to(_absolute(folder)):
+        raise OutputError(f"output {folder} is the current folder or above it; give a folder inside it.")
     if folder.is_symlink():
         raise OutputError(f"output {folder} is a symbolic link; give the folder itself.")
     if not folder.exists():
@@ -93,6 +96,11 @@ def _replaceable(folder: Path) -> dict[str, Any] | None:
             "move them or give another folder."
         )
     return manifest
+
+
+def _absolute(folder: Path) -> Path:
+    """Without dots, and without following links: those are refused, not replaced."""
+    return Path(os.path.abspath(folder))  # noqa: PTH100
 
 
 def _our_manifest(path: Path) -> dict[str, Any] | None:

@@ -66,7 +66,9 @@ class Silent:
 
 @dataclass(frozen=True)
 class _File:
-    """One graph of the output folder. What is proved and timed is `data`, and `data` is what is written."""
+    """One graph of the output folder. What is proved and timed is `data`, and `data` is what is written; only
+    bfloat16 is proved by its rounded graph, because ONNX Runtime's CPU cannot run it.
+    """
 
     name: str
     lowered: Lowered
@@ -84,7 +86,7 @@ def run_export(options: ExportOptions, progress: Progress | None = None) -> Expo
     """
     progress = progress or Silent()
     options = _resolved(options)
-    folder = Path(options.output) if options.output else _default_folder(options)
+    folder = _default_folder(options) if options.output is None else Path(options.output)
     replaced = check_output(folder)
     loaded, images = _load(options, progress)
     notes = list(loaded.notes)
@@ -93,7 +95,7 @@ def run_export(options: ExportOptions, progress: Progress | None = None) -> Expo
     lowered = _lower(loaded, options, progress)
     files, proof = _prove(loaded, lowered, images, options, progress)
     timing = _time(loaded.module, files[0], images, options, progress)
-    for text in (*_closing_notes(proof, options), *_replacement_notes(replaced, loaded.spec)):
+    for text in (*_closing_notes(proof, timing, options), *_replacement_notes(replaced, loaded.spec, options)):
         notes.append(text)
         progress.note(text)
     result = ExportResult(folder, loaded.spec, options.precision, proof, timing, Manifest({}), tuple(notes))
@@ -221,6 +223,7 @@ def _time(model: nn.Module, file: _File, images: ImageSet, options: ExportOption
             sessions[options.precision] = _open(file.data)
         rows: list[BenchRow] = []
         rounds: list[int] = []
+        doubts: list[str] = []
         for batch in sorted({options.batch.smallest, options.batch.usual}):
             x = images.take(0, batch)
             runs: dict[str, bench.Run] = {eager.NAME: partial(eager.run, model, x)}
@@ -228,7 +231,9 @@ def _time(model: nn.Module, file: _File, images: ImageSet, options: ExportOption
             times = bench.interleaved(runs, seconds=_BENCH_SECONDS)
             rounds.append(len(times[eager.NAME]))
             rows += _rows(times, batch)
-        done(", ".join(f"{row.runtime} {row.precision} {row.median_ms:.1f} ms" for row in rows))
+            if doubt := bench.unstable(times):
+                doubts.append(f"batch {batch}: {doubt}")
+        done(_time_line(rows))
     ours = (row for row in rows if row.runtime == onnxruntime.NAME and row.precision == options.precision)
     delivered = next(ours, None)
     return BenchReport(
@@ -237,6 +242,15 @@ def _time(model: nn.Module, file: _File, images: ImageSet, options: ExportOption
         iterations=min(rounds),
         results=tuple(rows),
         speedup_over_eager=None if delivered is None else delivered.speedup_over_eager,
+        unstable="; ".join(doubts),
+    )
+
+
+def _time_line(rows: list[BenchRow]) -> str:
+    by_batch = {row.batch: [each for each in rows if each.batch == row.batch] for row in rows}
+    return "; ".join(
+        f"batch {batch}: " + ", ".join(f"{row.runtime} {row.precision} {row.median_ms:.1f} ms" for row in each)
+        for batch, each in by_batch.items()
     )
 
 
@@ -261,8 +275,10 @@ def _parity_line(proof: ParityReport, classifier: bool) -> str:
     )
 
 
-def _closing_notes(proof: ParityReport, options: ExportOptions) -> list[str]:
+def _closing_notes(proof: ParityReport, timing: BenchReport, options: ExportOptions) -> list[str]:
     notes = []
+    if timing.unstable:
+        notes.append(f"The machine was busy while timing ({timing.unstable}): do not rely on the latencies.")
     if proof.out_of_range:
         first = proof.out_of_range[0]
         notes.append(
@@ -280,12 +296,19 @@ def _closing_notes(proof: ParityReport, options: ExportOptions) -> list[str]:
     return notes
 
 
-def _replacement_notes(old: dict[str, Any] | None, spec: ModelSpec) -> list[str]:
-    """That the folder held an export of other weights, which the default name does not tell apart."""
-    before = (old or {}).get("model", {})
-    if not before or (before["weights"], before["checkpoint_sha256"]) == (spec.weights, spec.checkpoint_sha256):
+def _replacement_notes(old: dict[str, Any] | None, spec: ModelSpec, options: ExportOptions) -> list[str]:
+    """That the folder held another export, which its name does not tell apart."""
+    if old is None:
         return []
-    return [f"The folder held an export of other weights ({before['weights']}); it is replaced."]
+    before, precision = old.get("model", {}), old.get("precision", {})
+    pairs = {
+        "weights": (before.get("weights"), spec.weights),
+        "checkpoint": (before.get("checkpoint_sha256"), spec.checkpoint_sha256),
+        "precision": (precision.get("requested"), options.precision),
+        "type of inputs and outputs": (precision.get("io"), options.io),
+    }
+    changed = [f"{what} ({was})" for what, (was, now) in pairs.items() if was != now]
+    return [f"The folder held an export with other {', '.join(changed)}; it is replaced."] if changed else []
 
 
 def _write(

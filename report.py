@@ -77,11 +77,11 @@ def manifest_of(
 
 
 def _inputs(result: ExportResult, images: ImageSet) -> dict[str, Any]:
-    files = zip(images.files, images.sha256, strict=True)
+    files = zip(images.names, images.sha256, strict=True)
     digest = result.spec.checkpoint_sha256
     return {
         "checkpoint": None if digest is None else {"file": result.spec.weights, "sha256": digest},
-        "images": [{"file": file.name, "sha256": sha256} for file, sha256 in files],
+        "images": [{"file": file, "sha256": sha256} for file, sha256 in files],
     }
 
 

@@ -26,10 +26,12 @@ _RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Preprocessed images: `batch` is (N, in_chans, H, W) float32; `files` and `sha256` say what each is."""
+    """Preprocessed images: `batch` is (N, in_chans, H, W) float32; `names` (paths below the folder) and
+    `sha256` say what each is.
+    """
 
     batch: NDArray[np.float32]
-    files: tuple[Path, ...]
+    names: tuple[str, ...]
     sha256: tuple[str, ...]
     source: str
 
@@ -40,7 +42,7 @@ class ImageSet:
         of a batch that are all the same would not show that a graph mixes them up.
         """
         width = self.batch.shape[-1]
-        rounds, index = np.divmod(np.arange(start, start + count), len(self.files))
+        rounds, index = np.divmod(np.arange(start, start + count), len(self.names))
         shifts = rounds * max(1, width // 10)
         return np.stack([np.roll(self.batch[i], shift, axis=-1) for i, shift in zip(index, shifts, strict=True)])
 
@@ -60,7 +62,9 @@ def load_images(folder: str | Path | None, spec: ModelSpec) -> ImageSet:
     # Two files of the same content count once.
     contents = {hashlib.sha256(data).hexdigest(): (file, data) for file, data in map(_read, files)}
     batch = np.stack([decode(data, file, spec) for file, data in contents.values()])
-    return ImageSet(batch, tuple(file for file, _ in contents.values()), tuple(contents), source)
+    root = _SHIPPED if folder is None else Path(folder)
+    names = tuple(file.relative_to(root).as_posix() for file, _ in contents.values())
+    return ImageSet(batch, names, tuple(contents), source)
 
 
 def _read(file: Path) -> tuple[Path, bytes]:
@@ -84,7 +88,7 @@ def image_files(folder: Path) -> list[Path]:
             with Image.open(file):
                 pass
         except _UNREADABLE as error:
-            raise ImageError(f"{file} is not an image that can be read; remove it from {folder}.") from error
+            raise ImageError(f"{file} is not an image that can be read; remove it from the folder.") from error
     return files
 
 

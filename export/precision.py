@@ -201,6 +201,6 @@ def _count_layers(graph: ir.Graph) -> dict[str, dict[str, int]]:
     for node in graph:
         if node.op_type in MOVES_DATA or node.op_type == "Cast" or node.outputs[0].dtype not in names:
             continue
-        group = ".".join(module_of(node).split(".")[:2]) or "model"
+        group = ".".join(module_of(node).removeprefix("backbone.").split(".")[:2]) or "model"
         groups[group][names[node.outputs[0].dtype]] += 1
     return {group: dict(counts) for group, counts in groups.items()}

@@ -105,7 +105,7 @@ def _read_pickle(path: Path) -> Any:
     except Exception as error:  # a damaged file can make the unpickler raise anything
         if isinstance(error, pickle.UnpicklingError):
             _refuse_code(path, error)
-        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+        reason = f"{type(error).__name__}: {str(error)[:120]}".splitlines()[0]
         raise CheckpointError(f"checkpoint {path} is damaged, cut short or not a checkpoint ({reason}).") from error
 
 

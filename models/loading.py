@@ -136,6 +136,8 @@ def _load(module: nn.Module, read: Checkpoint, family: Family, variant: Variant,
             f"checkpoint {read.path} is not a {variant.short_name}: {problem}."
             f"{_likeliest(read.tensors, variant, options)}"
         )
+    if broken := next((name for name, tensor in tensors.items() if not tensor.isfinite().all()), None):
+        raise CheckpointError(f"checkpoint {read.path} holds values that are not finite, first in {broken}.")
     module.load_state_dict(dict(tensors), strict=True)
     if read.wrapper:
         notes.insert(0, f"Weights taken from {read.wrapper!r} in {read.path.name}.")

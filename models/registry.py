@@ -22,7 +22,7 @@ def describe(family: Family, variant: Variant) -> dict[str, object]:
     return {
         "name": variant.name,
         "short_name": variant.short_name,
-        "family": family.title,
+        "family": family.name,
         "parameters": variant.parameters,
         "image_size": variant.image_size,
         "sizes": family.size_rule.describe(),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Latencies side by side: every candidate in turn, round after round, so that noise hits all alike."""
+"""Latencies side by side: every candidate in turn, round after round, on the same machine at the same time."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ Run = Callable[[], object]
 
 _WARM_UP = 2
 _SETTLE_S = 0.01
+_FEW_ROUNDS = 10
+_WIDE_SPREAD = 1.5
 
 
 def interleaved(runs: Mapping[str, Run], *, rounds: int = 20, seconds: float = 30.0) -> dict[str, list[float]]:
@@ -52,6 +54,19 @@ def median(times: list[float]) -> float:
 def p90(times: list[float]) -> float:
     """90th percentile, in the unit of the times."""
     return float(np.percentile(times, 90))
+
+
+def unstable(times: dict[str, list[float]]) -> str:
+    """Why these figures should not be relied on, or "" if they agree with each other.
+
+    Contention does not hit all alike: a runtime that waits for all its threads suffers most.
+    """
+    rounds = min(len(each) for each in times.values())
+    if rounds < _FEW_ROUNDS:
+        return f"only {rounds} rounds could be timed"
+    name = max(times, key=lambda each: p90(times[each]) / median(times[each]))
+    spread = p90(times[name]) / median(times[name])
+    return f"the 90th percentile of {name} is {spread:.1f} times its median" if spread > _WIDE_SPREAD else ""
 
 
 def machine() -> str:

@@ -206,6 +206,9 @@ def _bad_inputs(tmp_path: Path) -> dict[str, tuple[list[str], str]]:
         "images missing": ([*model, "--images", "nowhere"], "does not exist"),
         "images empty": ([*model, "--images", "empty"], "no images"),
         "images not images": ([*model, "--images", "photos"], "a.jpg is not an image"),
+        "output the current folder": ([*model, "--output", "."], "is the current folder or above it"),
+        "output above the current folder": ([*model, "--output", ".."], "is the current folder or above it"),
+        "output empty": ([*model, "--output", ""], "is the current folder"),
         "output a file": ([*model, "--output", "text.pth"], "is a file"),
         "output below a file": ([*model, "--output", "text.pth/x"], "is a file"),
         "output of somebody else": ([*model, "--output", "mine"], "thesis.tex for one"),
@@ -252,11 +255,12 @@ def test_values_outside_float16_are_reported_and_kept(tmp_path: Path, monkeypatc
 def test_json_stays_json_where_an_output_is_not_a_number(tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     state = create_model("hornet_test").state_dict()
-    state["head.bias"][3] = float("nan")
-    torch.save(state, "nan.pth")
-    assert main(["--model", "hornet_test", "--checkpoint", "nan.pth", "--json"]) == 1
+    state["head.weight"] *= 1e38  # eager's own logits are infinite
+    torch.save(state, "huge.pth")
+    assert main(["--model", "hornet_test", "--checkpoint", "huge.pth", "--json"]) == 1
     summary = json.loads(capsys.readouterr().out, parse_constant=lambda name: pytest.fail(name))
     assert summary["parity"]["passed"] is False
+    assert summary["parity"]["failures"][0] == "logits: eager's own output is not finite"
     assert summary["parity"]["outputs"][0]["max_abs"] is None
 
 
@@ -268,9 +272,9 @@ def test_replacing_an_export_of_other_weights_is_said(tmp_path: Path, monkeypatc
     assert main([*small, "--checkpoint", "mine.pth"]) == 0
     capsys.readouterr()
     assert main(small) == 0
-    assert "held an export of other weights (mine.pth); it is replaced" in capsys.readouterr().err
+    assert "held an export with other weights (mine.pth), checkpoint (" in capsys.readouterr().err
     assert main(small) == 0
-    assert "other weights" not in capsys.readouterr().err
+    assert "it is replaced" not in capsys.readouterr().err
 
 
 @FAST
@@ -414,6 +418,23 @@ def test_kill_9_leaves_an_old_folder_as_it_was(tmp_path: Path) -> None:
     assert len(before) == 5
     kill_after("parity", tmp_path)
     assert {name: sha256_of(tmp_path / name) for name in files(tmp_path) if (tmp_path / name).is_file()} == before
+
+
+def test_an_interrupt_that_torch_wrapped_is_still_one(monkeypatch, capsys) -> None:
+    """torch turns a Ctrl-C during its own imports into errors of its own."""
+
+    def interrupted(*_: object) -> None:
+        try:
+            try:
+                raise KeyboardInterrupt
+            finally:
+                raise AttributeError("half-loaded")
+        except AttributeError as error:
+            raise RuntimeError("Failed to export the model") from error
+
+    monkeypatch.setattr("metaformer_export.cli._options", interrupted)
+    assert main(["--model", "hornet_t"]) == 130
+    assert "interrupted" in capsys.readouterr().err
 
 
 def kill_after(stage: str, folder: Path) -> None:

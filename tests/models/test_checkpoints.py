@@ -93,6 +93,16 @@ def test_tensors_of_another_kind_are_refused(model: nn.Module, tmp_path: Path) -
             create_model("hornet_test", checkpoint=path)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_values_that_are_not_finite_are_refused_at_once(model: nn.Module, tmp_path: Path, value: float) -> None:
+    path = tmp_path / "diverged.pth"
+    state = model.state_dict()
+    state["stages.1.0.pwconv1.bias"][3] = value
+    torch.save(state, path)
+    with pytest.raises(CheckpointError, match=r"not finite, first in stages\.1\.0\.pwconv1\.bias"):
+        create_model("hornet_test", checkpoint=path)
+
+
 def test_a_changed_checkpoint_of_the_same_model_is_called_that(model: nn.Module, tmp_path: Path) -> None:
     path = tmp_path / "changed.pth"
     state = dict(model.state_dict())

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from metaformer_export.runtime.bench import interleaved, machine, median, p90
+from metaformer_export.runtime.bench import interleaved, machine, median, p90, unstable
 from metaformer_export.runtime.threads import available_threads
 
 
@@ -28,6 +28,20 @@ def test_runs_take_turns_and_are_timed_in_milliseconds() -> None:
 def test_it_stops_after_the_time_given() -> None:
     times = interleaved({"a": lambda: time.sleep(0.05)}, rounds=1000, seconds=0.1)
     assert len(times["a"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("times", "why"),
+    [
+        ({"a": [1.0] * 10, "b": [2.0] * 10}, ""),
+        ({"a": [1.0] * 3, "b": [2.0] * 3}, "only 3 rounds"),
+        ({"a": [1.0] * 10, "b": [2.0] * 8 + [40.0] * 2}, "percentile of b is 20.0 times its median"),
+    ],
+)
+def test_figures_that_disagree_with_each_other_are_called_unstable(times: dict[str, list[float]], why: str) -> None:
+    said = unstable(times)
+    assert why in said
+    assert bool(said) == bool(why)
 
 
 def test_statistics_and_machine() -> None:

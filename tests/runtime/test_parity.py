@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,9 +16,7 @@ from metaformer_export.runtime.parity import THRESHOLDS, compare, judge, measure
 RANDOM = np.random.RandomState(0)
 PROJECTION = RANDOM.standard_normal((40, 10)).astype(np.float32)
 LOGITS = RANDOM.standard_normal((7, 10)).astype(np.float32)
-IMAGES = ImageSet(
-    RANDOM.standard_normal((7, 1, 2, 20)).astype(np.float32), tuple(map(Path, "abcdefg")), tuple("abcdefg"), "noise"
-)
+IMAGES = ImageSet(RANDOM.standard_normal((7, 1, 2, 20)).astype(np.float32), tuple("abcdefg"), tuple("abcdefg"), "noise")
 
 
 def rows(batch: np.ndarray) -> list[np.ndarray]:
@@ -69,7 +66,7 @@ def test_a_wrong_candidate_fails(wrong) -> None:
 
 @pytest.mark.parametrize("wrong", [lambda b: [rows(b)[0][::-1]], lambda b: [np.repeat(rows(b)[0][:1], len(b), 0)]])
 def test_one_image_is_enough_to_catch_rows_that_are_mixed_up(wrong) -> None:
-    one = ImageSet(IMAGES.batch[:1], IMAGES.files[:1], IMAGES.sha256[:1], "one")
+    one = ImageSet(IMAGES.batch[:1], IMAGES.names[:1], IMAGES.sha256[:1], "one")
     assert run(rows, one).passed
     assert not run(wrong, one).passed
 
