@@ -88,6 +88,7 @@ def compare(
     )
 
 
+@np.errstate(invalid="ignore", over="ignore")  # infinities and NaN are a result here, and judged as one
 def measure(name: str, want: NDArray[np.floating], got: NDArray[np.floating], *, classifier: bool) -> OutputParity:
     """Differences of one output, both of shape (N, ...), computed in float64; ParityError if the shapes differ."""
     if want.shape != got.shape:
