@@ -21,7 +21,6 @@ from .artifacts import (
     Manifest,
     ModelSpec,
     ParityReport,
-    Traced,
 )
 from .calibration.images import ImageSet, load_images
 from .errors import InputError
@@ -150,7 +149,7 @@ def _load(options: ExportOptions, progress: Progress) -> tuple[LoadedModel, Imag
 def _lower(loaded: LoadedModel, options: ExportOptions, progress: Progress) -> tuple[Lowered, ...]:
     """The portable form, and the plugin form where the model has mixer ops."""
     with progress.stage("trace") as done:
-        traced: Traced = trace(loaded.module, loaded.spec, options.opset or DEFAULT_OPSET)
+        traced = trace(loaded.module, loaded.spec, options.opset or DEFAULT_OPSET)
         done(f"{traced.model.graph.num_nodes()} nodes, opset {traced.opset}")
     with progress.stage("lower") as done:
         forms = ["portable"]

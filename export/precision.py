@@ -64,8 +64,7 @@ def out_of_range(lowered: Lowered, max_abs: Mapping[str, float]) -> tuple[OutOfR
         if not max_abs.get(str(value.name), 0.0) <= FLOAT16_MAX
     ]
     for node in graph:
-        weights = [value for value in node.inputs if value is not None and not _peak(constant(value)) <= FLOAT16_MAX]
-        values = [(value, _peak(constant(value))) for value in weights]
+        values = [(value, _peak(constant(value))) for value in node.inputs if value is not None]
         values += [(value, max_abs.get(str(value.name), 0.0)) for value in node.outputs]
         found += [
             OutOfRange(module_of(node) or "model", node.op_type, str(value.name), peak)
@@ -107,9 +106,7 @@ def _bridge(graph: ir.Graph, reasons: dict[ir.Node, str]) -> None:
         if not cut:
             break
         bridges -= cut
-    reasons.update(
-        dict.fromkeys(sorted(bridges, key=lambda node: str(node.name)), "between layers that stay in float32")
-    )
+    reasons.update({node: "between layers that stay in float32" for node in graph if node in bridges})
 
 
 def _between(node: ir.Node, wide: set[ir.Node]) -> bool:

@@ -58,7 +58,10 @@ def _absorbs(value: ir.Value, factor: Array) -> bool:
         return _absorbs(node.inputs[0], _before_transpose(node, factor))
     if node.op_type == "Add":
         return any(
-            layer is not None and constant(bias) is not None and _absorbs(layer, factor)
+            layer is not None
+            and layer.shape == value.shape  # a bias that broadcasts the layer up would shift the factor's axes
+            and constant(bias) is not None
+            and _absorbs(layer, factor)
             for layer, bias in (node.inputs, node.inputs[::-1])
         )
     axis = _INTO_WEIGHTS.get(node.op_type)

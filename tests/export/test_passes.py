@@ -197,6 +197,12 @@ def linear(x: ir.Value) -> list[ir.Node]:
     return [product, typed(ir.node("Add", [weight("bias", 5), product.outputs[0]]), "batch", 5)]
 
 
+def broadcast_linear(x: ir.Value) -> list[ir.Node]:
+    """A bias of a higher rank than the layer."""
+    product = typed(ir.node("MatMul", [x, weight("matrix", 4, 5)]), "batch", 5)
+    return [product, typed(ir.node("Add", [product.outputs[0], weight("bias", 3, 1, 5)]), 3, "batch", 5)]
+
+
 @pytest.mark.parametrize(
     ("make", "factor", "folds"),
     [
@@ -205,9 +211,10 @@ def linear(x: ir.Value) -> list[ir.Node]:
         (linear, np.arange(1, 6), 1),
         (linear, np.array(0.5), 1),
         (linear, np.arange(1, 11).reshape(2, 5), 0),  # a factor per row is no weight's
+        (broadcast_linear, np.arange(1, 6), 0),
         (lambda x: [typed(ir.node("Relu", [x]), "batch", 4)], np.arange(1, 5), 0),
     ],
-    ids=["gemm", "gemm-transposed", "linear", "scalar", "per-row", "no-weights"],
+    ids=["gemm", "gemm-transposed", "linear", "scalar", "per-row", "broadcast", "no-weights"],
 )
 def test_factors_fold_into_each_kind_of_layer_or_stay(make, factor: np.ndarray, folds: int) -> None:
     model = scaled(make, factor, ["batch", 4])
