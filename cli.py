@@ -211,7 +211,9 @@ def _list(as_json: bool) -> int:
         return 0
     click.echo(f"{'name':24s}{'short name':20s}{'parameters':>11s}{'size':>6s}  can do")
     for family, variant in registry.variants():
-        can = [family.size_rule.describe(), *["--features"][: bool(family.features)], *variant.mixer_ops]
+        can = [variant.size_rule.describe(), *variant.mixer_ops]
+        if family.features and not variant.isotropic:
+            can.insert(1, "--features")
         millions = f"{variant.parameters / 1e6:.1f} M"
         click.echo(
             f"{variant.name:24s}{variant.short_name:20s}{millions:>11s}{variant.image_size:6d}  {', '.join(can)}"

@@ -32,27 +32,53 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class SizeRule:
-    """Which image sizes a variant can run at: heights and widths that are multiples, up to a largest side."""
+    """Which image sizes a variant can run at.
+
+    Attributes:
+        multiple: heights and widths, in pixels, must be multiples of it.
+        smallest: least height and width; 0 is the multiple itself.
+        largest: greatest height and width.
+        only: the one side that works, of a square image; 0 if the other attributes decide.
+        why: reason for an unusual rule, told to who asks for another size.
+    """
 
     multiple: int = 32
+    smallest: int = 0
     largest: int = 4096
+    only: int = 0
+    why: str = ""
 
     def check(self, model: str, height: int, width: int) -> None:
         """Raise ImageSizeError, naming sizes that work, unless height x width (pixels) is allowed."""
         if all(side == self._nearest(side) for side in (height, width)):
             return
+        why = f" ({self.why})" if self.why else ""
+        if self.only:
+            raise ImageSizeError(f"{model} works at {self.only}x{self.only} only{why}; got {height}x{width}.")
         near = "x".join(str(self._nearest(side)) for side in (height, width))
         raise ImageSizeError(
-            f"{model} needs a height and a width that are multiples of {self.multiple} up to {self.largest}; "
+            f"{model} needs a height and a width that are {self.describe()} up to {self._most}{why}; "
             f"got {height}x{width}. The nearest size that works is {near}."
         )
 
     def describe(self) -> str:
         """For a table, in a few words."""
-        return f"multiples of {self.multiple}"
+        if self.only:
+            return f"{self.only} only"
+        return f"multiples of {self.multiple}" + (f" from {self.smallest}" if self._least > self.multiple else "")
+
+    @property
+    def _least(self) -> int:
+        return self.smallest or self.multiple
+
+    @property
+    def _most(self) -> int:
+        return self.largest - self.largest % self.multiple
 
     def _nearest(self, side: int) -> int:
-        return min(max(self.multiple, round(side / self.multiple) * self.multiple), self.largest)
+        if self.only:
+            return self.only
+        return min(max(self._least, round(side / self.multiple) * self.multiple), self._most)
 
 
 @dataclass(frozen=True)
@@ -67,6 +93,8 @@ class Variant:
         image_size: side in pixels of the square images the authors' checkpoints expect.
         preprocessing: how an image becomes the input.
         mixer_ops: operators of the metaformer domain that the traced graph holds.
+        size_rule: image sizes it can run at.
+        isotropic: one resolution throughout, so that there are no stage maps to return.
     """
 
     name: str
@@ -76,6 +104,8 @@ class Variant:
     image_size: int = 224
     preprocessing: Preprocessing = Preprocessing()
     mixer_ops: tuple[str, ...] = ()
+    size_rule: SizeRule = SizeRule()
+    isotropic: bool = False
 
 
 @dataclass(frozen=True)
@@ -95,7 +125,7 @@ class Family:
         name: lower-case identifier.
         title: how the authors write it.
         build: makes the module with uninitialised weights.
-        classifier: name of the linear layer whose rows are the classes.
+        classifiers: names that the linear layer whose rows are the classes may have.
         classifier_only: prefixes of parameters that a features model does not have.
         feature_norms: prefixes of parameters that only a features model has.
         stages: number of stage maps.
@@ -106,9 +136,8 @@ class Family:
     title: str
     variants: tuple[Variant, ...]
     build: Callable[[Any, BuildOptions], nn.Module]
-    classifier: str = "head"
+    classifiers: tuple[str, ...] = ("head",)
     classifier_only: tuple[str, ...] = ("norm.", "head.")
     feature_norms: tuple[str, ...] = ()
     stages: int = 4
-    size_rule: SizeRule = SizeRule()
     features: str = ""

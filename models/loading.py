@@ -42,8 +42,8 @@ def load_model(
     """Build a model and fill it; see `create_model` for the arguments and errors."""
     family, variant = registry.find(name)
     size = _image_size(image_size, variant)
-    family.size_rule.check(variant.short_name, *size)
-    _check(family, num_classes, in_chans, features)
+    variant.size_rule.check(variant.short_name, *size)
+    _check(family, variant, num_classes, in_chans, features)
     read = None if checkpoint is None else read_checkpoint(checkpoint)
     if read is not None and not features:
         num_classes = _adopt_classes(family, read, num_classes)
@@ -61,10 +61,10 @@ def load_model(
     return LoadedModel(module.eval().requires_grad_(False), spec, tuple(notes))
 
 
-def _check(family: Family, num_classes: int | None, in_chans: int, features: bool) -> None:
+def _check(family: Family, variant: Variant, num_classes: int | None, in_chans: int, features: bool) -> None:
     """InputError for what cannot be built, before anything is."""
-    if features and not family.features:
-        raise InputError(f"{family.title} has no stage maps to return; leave out features.")
+    if features and (variant.isotropic or not family.features):
+        raise InputError(f"{variant.short_name} has no stage maps to return; leave out features.")
     if features and num_classes is not None:
         raise InputError("a model that returns features has no classes; leave out the number of classes.")
     for what, number in (("classes", num_classes), ("input channels", in_chans)):
@@ -111,7 +111,8 @@ def _image_size(image_size: int | tuple[int, int] | None, variant: Variant) -> t
 
 
 def _adopt_classes(family: Family, read: Checkpoint, asked: int | None) -> int | None:
-    head = read.tensors.get(f"{family.classifier}.weight")
+    heads = (read.tensors.get(f"{name}.weight") for name in family.classifiers)
+    head = next((tensor for tensor in heads if tensor is not None), None)
     if head is None or head.ndim < 2 or head.shape[0] < 1:
         return asked  # the comparison of all tensors says what is wrong
     classes = int(head.shape[0])
@@ -199,7 +200,7 @@ def _likeliest(tensors: Mapping[str, Tensor], variant: Variant, options: BuildOp
     found = {name.removeprefix(PREFIX): tuple(tensor.shape) for name, tensor in tensors.items()}
     best, best_score = "", 0.0
     for family, other in registry.variants():
-        for features in {False, bool(family.features)}:
+        for features in {False, bool(family.features) and not other.isotropic}:
             module = build(family, other, replace(options, features=features), device="meta")
             wanted = {name.removeprefix(PREFIX): tuple(t.shape) for name, t in module.state_dict().items()}
             equal = sum(found.get(name) == shape for name, shape in wanted.items())

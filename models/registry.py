@@ -25,8 +25,8 @@ def describe(family: Family, variant: Variant) -> dict[str, object]:
         "family": family.name,
         "parameters": variant.parameters,
         "image_size": variant.image_size,
-        "sizes": family.size_rule.describe(),
-        "features": family.features,
+        "sizes": variant.size_rule.describe(),
+        "features": "" if variant.isotropic else family.features,
         "mixer_ops": list(variant.mixer_ops),
     }
 

@@ -58,9 +58,10 @@ class Shifted(nn.Module):
 FAMILY = Family(
     name="shifted",
     title="Shifted",
-    variants=(Variant("shifted_tiny", "shifted_t", 8, parameters=10_632, mixer_ops=("TokenShift",)),),
+    variants=(
+        Variant("shifted_tiny", "shifted_t", 8, parameters=10_632, mixer_ops=("TokenShift",), size_rule=SizeRule(8)),
+    ),
     build=Shifted,
-    size_rule=SizeRule(multiple=8),
 )
 
 
