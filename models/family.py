@@ -129,6 +129,7 @@ class Family:
         classifier_only: prefixes of parameters that a features model does not have.
         feature_norms: prefixes of parameters that only a features model has.
         stages: number of stage maps.
+        derived: endings of names of tensors in the authors' files that follow from the sizes; not read.
         features: what `features=True` returns, or "" if the family has no stage maps.
     """
 
@@ -140,4 +141,5 @@ class Family:
     classifier_only: tuple[str, ...] = ("norm.", "head.")
     feature_norms: tuple[str, ...] = ()
     stages: int = 4
+    derived: tuple[str, ...] = ()
     features: str = ""

@@ -6,10 +6,16 @@ from __future__ import annotations
 import difflib
 
 from ..errors import UnknownModelError
-from . import hornet
+from . import acmix_resnet, acmix_swin, boat_cswin, boat_swin, hornet
 from .family import Family, Variant
 
-FAMILIES: tuple[Family, ...] = (hornet.FAMILY,)
+FAMILIES: tuple[Family, ...] = (
+    hornet.FAMILY,
+    boat_swin.FAMILY,
+    boat_cswin.FAMILY,
+    acmix_swin.FAMILY,
+    acmix_resnet.FAMILY,
+)
 
 
 def variants() -> list[tuple[Family, Variant]]:
