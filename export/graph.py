@@ -15,9 +15,24 @@ SCOPES = "pkg.torch.onnx.name_scopes"
 """Key under which torch's exporter keeps a node's module path, outermost first, then the call."""
 MIXER_OP = "metaformer.mixer_op"
 """Key under which a node says which mixer op it was expanded from."""
+RESULT_OF = "metaformer.result_of"
+"""Key under which the node that makes a mixer op's result says which op that was."""
 
 MOVES_DATA = frozenset(
-    {"Concat", "Expand", "Flatten", "Gather", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"}
+    {
+        "Concat",
+        "Expand",
+        "Flatten",
+        "Gather",
+        "GatherElements",
+        "GatherND",
+        "Reshape",
+        "Slice",
+        "Split",
+        "Squeeze",
+        "Transpose",
+        "Unsqueeze",
+    }
 )
 """Operators without arithmetic: exact in any type."""
 

@@ -16,7 +16,7 @@ from numpy.typing import DTypeLike
 from ..artifacts import Converted, KeptLayer, Lowered, OutOfRange, Precision
 from .graph import MIXER_OP, MOVES_DATA, Builder, attribute, constant, module_of
 from .ops.catalog import find
-from .ops.mixer_op import DOMAIN
+from .ops.mixer_op import DOMAIN, MixerOp
 
 FLOAT16_MAX = 65504.0
 LOW_TYPES: dict[Precision, tuple[ir.DataType, DTypeLike, float]] = {
@@ -79,7 +79,7 @@ def _islands(graph: ir.Graph, max_abs: Mapping[str, float], largest: float) -> d
     reasons = {}
     wide = {name for name, value in max_abs.items() if not value * HEADROOM <= largest}
     for node in graph:
-        mixer = find(node.op_type if node.domain == DOMAIN else node.metadata_props.get(MIXER_OP, ""))
+        mixer = _mixer(node)
         if mixer is not None and mixer.float32:
             reasons[node] = f"{mixer.op_type}: {mixer.float32}"
         elif (made := next((v for v in node.outputs if v.name in wide), None)) is not None:
@@ -88,8 +88,35 @@ def _islands(graph: ir.Graph, max_abs: Mapping[str, float], largest: float) -> d
             reasons[node] = f"its input reaches {max_abs[str(read.name)]:.3g} on the sample batch"
         elif any(not _peak(constant(value)) <= largest for value in node.inputs if value is not None):
             reasons[node] = "its weights are outside the range of the 16-bit type"
+    _keep_inputs(graph, reasons)
     _bridge(graph, reasons)
     return reasons
+
+
+def _mixer(node: ir.Node) -> MixerOp | None:
+    """The mixer op that a node is, or was expanded from."""
+    return find(node.op_type if node.domain == DOMAIN else node.metadata_props.get(MIXER_OP, ""))
+
+
+def _keep_inputs(graph: ir.Graph, reasons: dict[ir.Node, str]) -> None:
+    """What makes the inputs of an op whose inputs matter as well: back through data movement to the linear layers."""
+    for node in reversed(list(graph)):
+        mixer = _mixer(node)
+        if mixer is not None and mixer.float32_inputs:
+            for value in node.inputs:
+                _keep_makers(value, f"it makes the input of {mixer.op_type}", reasons)
+
+
+def _keep_makers(value: ir.Value | None, reason: str, reasons: dict[ir.Node, str]) -> None:
+    node = None if value is None or value.dtype != _FLOAT else value.producer()
+    if node is None or node in reasons:
+        return
+    biased = node.op_type == "Add" and any(constant(source) is not None for source in node.inputs)
+    if biased or node.op_type in (*MOVES_DATA, "MatMul", "Gemm", "Conv"):
+        reasons[node] = reason
+    if biased or node.op_type in MOVES_DATA:
+        for source in node.inputs:
+            _keep_makers(source, reason, reasons)
 
 
 def _peak(array: np.ndarray | None) -> float:

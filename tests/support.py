@@ -5,16 +5,20 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import onnx_ir as ir
+import onnxruntime
 import torch
 from torch import nn
 
 from metaformer_export.artifacts import ModelSpec
+from metaformer_export.export.ops.mixer_op import DOMAIN, MixerOp
+from metaformer_export.export.passes.base import Pass, run_pass
 from metaformer_export.models import hornet, registry
 from metaformer_export.models.family import Family, Preprocessing, Variant
 from metaformer_export.runtime.onnxruntime import open_session
@@ -100,3 +104,40 @@ def relative_error(got: np.ndarray, want: np.ndarray) -> float:
 def image(*shape: int) -> np.ndarray:
     """The goldens' random image, float32."""
     return golden.image(shape).astype(np.float32)
+
+
+def mixer_model(
+    op: MixerOp,
+    inputs: Sequence[np.ndarray],
+    attributes: Mapping[str, object],
+    output: np.ndarray,
+    opset: int = 20,
+) -> ir.Model:
+    """A graph of one mixer op with a dynamic batch; inputs and output give the types and shapes."""
+    values = [ir.val(f"input{i}", _type(x), ["batch", *x.shape[1:]]) for i, x in enumerate(inputs)]
+    node = ir.node(op.op_type, values, attributes, domain=DOMAIN, name="mixer")
+    y = node.outputs[0]
+    y.name, y.type, y.shape = "output", ir.TensorType(_type(output)), ir.Shape(["batch", *output.shape[1:]])
+    graph = ir.Graph(values, [y], nodes=[node], opset_imports={"": opset, DOMAIN: 1}, name="mixer")
+    return ir.Model(graph, ir_version=10)
+
+
+def run_feeds(model: ir.Model, *feeds: np.ndarray) -> np.ndarray:
+    """The only output of a graph of any input types, in ONNX Runtime on the CPU."""
+    session = onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"])
+    names = [each.name for each in session.get_inputs()]
+    (output,) = session.run(None, dict(zip(names, feeds, strict=True)))
+    return np.asarray(output)
+
+
+def run_form(
+    form: Pass, op: MixerOp, inputs: Sequence[np.ndarray], attributes: Mapping[str, object], output: np.ndarray
+) -> np.ndarray:
+    """One mixer op in the form that a pass gives it, run in ONNX Runtime."""
+    model = mixer_model(op, inputs, attributes, output)
+    assert run_pass(form, model).rewrites == 1
+    return run_feeds(model, *inputs)
+
+
+def _type(array: np.ndarray) -> ir.DataType:
+    return ir.DataType.from_numpy(array.dtype)

@@ -3,10 +3,15 @@
 
 from __future__ import annotations
 
-from . import global_filter
+from . import balanced_clustering, cluster_attention, global_filter, local_attention
 from .mixer_op import MixerOp
 
-OPS: tuple[MixerOp, ...] = (global_filter.OP,)
+OPS: tuple[MixerOp, ...] = (
+    global_filter.OP,
+    balanced_clustering.OP,
+    cluster_attention.OP,
+    local_attention.OP,
+)
 
 
 def find(op_type: str) -> MixerOp | None:

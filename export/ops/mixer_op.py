@@ -20,10 +20,15 @@ class MixerOp:
         op_type: name of the node.
         attributes: all of the node's own attributes; TensorRT's parser fails on a missing one.
         function: the operator's body in standard operators, for a model of the given opset.
+        portable: writes the node's output in standard operators before the node, at whatever size it has;
+            None where passes of the operator's own do that.
         float32: why it stays in float32 in a low-precision graph; "" if it need not.
+        float32_inputs: whether the layers that make its inputs stay with it.
     """
 
     op_type: str
     attributes: tuple[str, ...]
     function: Callable[[int], ir.Function]
+    portable: Callable[[ir.Node], ir.Value] | None = None
     float32: str = ""
+    float32_inputs: bool = False

@@ -7,6 +7,7 @@ from .attach_plugin import AttachPlugin
 from .base import Pass
 from .clean_up import CleanUp
 from .distribute_splits import DistributeSplits
+from .expand_mixer_ops import ExpandMixerOps
 from .fold_scales import FoldScales
 from .fuse_channel_layer_norm import FuseChannelLayerNorm
 from .global_filter_to_matmul import GlobalFilterToMatmul
@@ -24,6 +25,7 @@ _COMMON: tuple[Pass, ...] = (
 PORTABLE: tuple[Pass, ...] = (
     *_COMMON,
     GlobalFilterToMatmul(),
+    ExpandMixerOps(),
     LinearToPointwiseConv(),  # after FoldScales, which clears the factor between linear and transpose
     MergeTransposes(),
     DistributeSplits(),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
-from ..graph import MIXER_OP, SCOPES
+from ..graph import MIXER_OP, RESULT_OF, SCOPES
 from .base import Pass
 
 
@@ -28,7 +28,7 @@ class CleanUp(Pass):
         common.RemoveUnusedOpsetsPass()(model)
         common.TopologicalSortPass()(model)
         for node in model.graph:
-            kept = {key: text for key, text in node.metadata_props.items() if key in (SCOPES, MIXER_OP)}
+            kept = {key: text for key, text in node.metadata_props.items() if key in (SCOPES, MIXER_OP, RESULT_OF)}
             node.metadata_props.clear()
             node.metadata_props.update(kept)
             node.doc_string = None
