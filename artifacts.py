@@ -25,6 +25,7 @@ class ModelSpec:
         weights: where they come from: a checkpoint's file name, or the seed they were drawn from.
         checkpoint_sha256: None for seeded random weights.
         outputs: names of the graph's outputs, in order.
+        neck: the detection neck after the stage maps, "" for none.
     """
 
     name: str
@@ -39,6 +40,7 @@ class ModelSpec:
     checkpoint_sha256: str | None
     preprocessing: Preprocessing
     outputs: tuple[str, ...]
+    neck: str = ""
 
 
 @dataclass(frozen=True)

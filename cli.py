@@ -28,7 +28,7 @@ _INTERRUPTION = "interrupted; nothing half-written is left."
 _SHOWN_FAILURES = 3
 _DEFECT = LoweringError.exit_code
 _SECTIONS = {
-    "Model": ("model", "list_models", "checkpoint", "num_classes", "features", "resolution", "seed"),
+    "Model": ("model", "list_models", "checkpoint", "num_classes", "features", "neck", "resolution", "seed"),
     "Precision and form": ("fp16", "bf16", "io", "opset", "batch"),
     "Proof and output": ("images", "output", "as_json"),
 }
@@ -88,6 +88,9 @@ class _ConsoleProgress:
 )
 @click.option("--num-classes", type=int, metavar="N", help="Classes of the head. [default: the checkpoint's, or 1000]")
 @click.option("--features", is_flag=True, help="Export the stage maps for dense prediction instead of logits.")
+@click.option(
+    "--neck", default="", metavar="NAME", help="Detection neck on the stage maps: horfpn_7x7 or horfpn_gf (HorNet)."
+)
 @click.option("--resolution", metavar="N|HxW", help="Input size in pixels. [default: the model's]")
 @click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Seed of random weights.")
 @click.option("--fp16", is_flag=True, help="Cast to float16; what needs float32 stays, with the reason.")
@@ -194,6 +197,7 @@ def _options(given: dict[str, Any]) -> ExportOptions:
         batch=BatchRange.parse(given["batch"]),
         num_classes=given["num_classes"],
         features=given["features"],
+        neck=given["neck"],
         output=given["output"],
         images=given["images"],
         opset=given["opset"],
@@ -213,7 +217,7 @@ def _list(as_json: bool) -> int:
     for family, variant in registry.variants():
         can = [variant.size_rule.describe(), *variant.mixer_ops]
         if family.features and not variant.isotropic:
-            can.insert(1, "--features")
+            can.insert(1, "--features, --neck" if family.necks else "--features")
         millions = f"{variant.parameters / 1e6:.1f} M"
         click.echo(
             f"{variant.name:24s}{variant.short_name:20s}{millions:>11s}{variant.image_size:6d}  {', '.join(can)}"

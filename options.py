@@ -54,6 +54,7 @@ class ExportOptions:
     batch: BatchRange = BatchRange()
     num_classes: int | None = None
     features: bool = False
+    neck: str = ""
     output: str | Path | None = None
     images: str | Path | None = None
     opset: int | None = None

@@ -103,7 +103,7 @@ def run_export(options: ExportOptions, progress: Progress | None = None) -> Expo
 
 def _resolved(options: ExportOptions) -> ExportOptions:
     """Defaults that depend on other options, and combinations that cannot be."""
-    registry.find(options.model)
+    registry.find_neck(*registry.find(options.model), options.neck, features=options.features)
     opset = options.opset
     if opset is not None and opset not in OPSETS:
         raise InputError(f"--opset {opset} is not supported; use {OPSETS.start} to {OPSETS[-1]}.")
@@ -124,6 +124,8 @@ def _default_folder(options: ExportOptions) -> Path:
     parts = [variant.short_name]
     if options.features:
         parts.append("features")
+    if options.neck:
+        parts.append(options.neck)
     if options.resolution is not None and options.resolution != (variant.image_size, variant.image_size):
         parts.append("x".join(map(str, options.resolution)))
     return Path("build") / "-".join([*parts, options.precision])
@@ -137,6 +139,7 @@ def _load(options: ExportOptions, progress: Progress) -> tuple[LoadedModel, Imag
             num_classes=options.num_classes,
             image_size=options.resolution,
             features=options.features,
+            neck=options.neck,
             seed=options.seed,
         )
         images = load_images(options.images, loaded.spec)

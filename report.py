@@ -111,6 +111,7 @@ def summary(result: ExportResult) -> dict[str, Any]:
     """What `--json` prints: where things are and what was achieved."""
     return {
         "model": result.spec.name,
+        "neck": result.spec.neck,
         "precision": result.precision,
         "folder": str(result.folder),
         "files": {name: entry["bytes"] for name, entry in result.manifest.content["outputs"].items()},
@@ -138,7 +139,8 @@ def to_html(result: ExportResult) -> str:
         ],
     )
     height, width = result.spec.image_size
-    title = f"{result.spec.name}, {result.precision}, {height}x{width}"
+    neck = f" + {result.spec.neck}" if result.spec.neck else ""
+    title = f"{result.spec.name}{neck}, {result.precision}, {height}x{width}"
     verdict = "holds" if result.parity.passed else "failed: " + "; ".join(result.parity.failures)
     notes = "".join(f"<li>{html.escape(note)}</li>" for note in result.notes)
     return f"""<!doctype html>

@@ -26,6 +26,8 @@ LOW_TYPES: dict[Precision, tuple[ir.DataType, DTypeLike, float]] = {
 """ONNX type, NumPy type and largest finite value of each 16-bit precision."""
 HEADROOM = 2.0
 """A value that comes within this factor of the end of the range on the sample batch stays in float32."""
+FLOAT32_INPUTS = {("Resize", 2)}
+"""Operator and input that ONNX has in float32 whatever the type of the data: Resize's scales."""
 
 _FLOAT = ir.DataType.FLOAT
 _LOW_DATA_TYPES = tuple(data_type for data_type, *_ in LOW_TYPES.values())
@@ -158,6 +160,8 @@ def _cast(graph: ir.Graph, islands: set[ir.Node], low: ir.DataType, dtype: DType
         wanted = _FLOAT if node in islands else low
         for index, source in enumerate(node.inputs):
             if source is None or source not in floats or source.dtype == wanted:
+                continue
+            if (node.op_type, index) in FLOAT32_INPUTS:
                 continue
             if (source, wanted) not in casts:
                 make = partial(_low_weight, dtype=dtype) if source in weights else partial(_cast_before, to=wanted)

@@ -18,6 +18,7 @@ def create_model(
     image_size: int | tuple[int, int] | None = None,
     in_chans: int = 3,
     features: bool = False,
+    neck: str = "",
     seed: int = 0,
 ) -> nn.Module:
     """Build a model in eval mode, float32.
@@ -32,6 +33,8 @@ def create_model(
         in_chans: input channels.
         features: return the stage maps as a tuple instead of logits; parameters are then under
             `backbone.`.
+        neck: name of a detection neck that turns the stage maps into the levels of a pyramid, for
+            instance "horfpn_7x7"; needs features. Its parameters are under `neck.`.
         seed: of the random weights.
 
     Returns:
@@ -40,6 +43,7 @@ def create_model(
     Raises:
         UnknownModelError: no such model; the message suggests the nearest names.
         ImageSizeError: the family cannot run at that size.
+        InputError: no such neck for this model, or a neck without features, for instance.
         CheckpointError: the file cannot be used; the message says why.
     """
     from .loading import load_model
@@ -51,5 +55,6 @@ def create_model(
         image_size=image_size,
         in_chans=in_chans,
         features=features,
+        neck=neck,
         seed=seed,
     ).module

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -115,6 +115,30 @@ class BuildOptions:
     num_classes: int = 1000
     in_chans: int = 3
     features: bool = False
+    neck: str = ""
+
+
+@dataclass(frozen=True)
+class Neck:
+    """A detection neck: what turns the stage maps into the levels of a pyramid.
+
+    Attributes:
+        name: what `neck` and `--neck` take.
+        title: in a few words.
+        build: makes the module, a tuple of maps -> a tuple of maps, from the channels of the stage maps.
+        outputs: names of the levels: p and the power of two of their stride, as detectors call them.
+        mixer_ops: operators of the metaformer domain that it adds to the traced graph.
+    """
+
+    name: str
+    title: str
+    build: Callable[[Sequence[int]], nn.Module]
+    outputs: tuple[str, ...]
+    mixer_ops: tuple[str, ...] = ()
+
+
+def _no_stages(config: Any) -> tuple[int, ...]:
+    raise TypeError(f"{type(config).__name__} does not say the channels of its stages")
 
 
 @dataclass(frozen=True)
@@ -131,6 +155,8 @@ class Family:
         stages: number of stage maps.
         derived: endings of names of tensors in the authors' files that follow from the sizes; not read.
         features: what `features=True` returns, or "" if the family has no stage maps.
+        stage_channels: channels of each stage map, from a variant's config; a family with necks needs it.
+        necks: detection necks that may follow the stage maps.
     """
 
     name: str
@@ -143,3 +169,5 @@ class Family:
     stages: int = 4
     derived: tuple[str, ...] = ()
     features: str = ""
+    stage_channels: Callable[[Any], tuple[int, ...]] = _no_stages
+    necks: tuple[Neck, ...] = ()

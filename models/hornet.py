@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from .family import BuildOptions, Family, Preprocessing, Variant
 from .mixers.gnconv import RecursiveGatedConv
+from .necks.horfpn import HORFPN_7X7, HORFPN_GF
 from .norms import ChannelLayerNorm
 
 _ORDERS = (2, 3, 4, 5)
@@ -32,6 +33,11 @@ class HorNetConfig:
     width: int
     filters: _Filters = _CONV_7X7
     depths: tuple[int, int, int, int] = (2, 3, 18, 2)
+
+    @property
+    def dims(self) -> tuple[int, ...]:
+        """Channels of each stage."""
+        return tuple(self.width * 2**i for i in range(len(self.depths)))
 
 
 class Block(nn.Module):
@@ -64,7 +70,7 @@ class HorNet(nn.Module):
 
     def __init__(self, config: HorNetConfig, options: BuildOptions) -> None:
         super().__init__()
-        dims = [config.width * 2**i for i in range(4)]
+        dims = config.dims
         stem = nn.Sequential(nn.Conv2d(options.in_chans, dims[0], 4, 4), ChannelLayerNorm(dims[0], _EPS))
         self.downsample_layers = nn.ModuleList([stem])
         for before, after in pairwise(dims):
@@ -114,6 +120,8 @@ FAMILY = Family(
     build=HorNet,
     features="four stage maps through norm0..norm3",
     feature_norms=("norm0.", "norm1.", "norm2.", "norm3."),
+    stage_channels=lambda config: config.dims,
+    necks=(HORFPN_7X7, HORFPN_GF),
     variants=(
         _variant("tiny", 64, "7x7", _CONV_7X7, 22_409_512),
         _variant("tiny", 64, "gf", _FILTER_224, 22_991_848),

@@ -14,7 +14,7 @@ from ..artifacts import ModelSpec
 from ..errors import CheckpointError, InputError
 from . import random_weights, registry
 from .checkpoints import Checkpoint, read_checkpoint
-from .dense import PREFIX, DenseModel, prefixed
+from .dense import NECK_PREFIX, PREFIX, DenseModel, prefixed
 from .family import BuildOptions, Family, Variant
 
 _MOST = 1_000_000
@@ -37,6 +37,7 @@ def load_model(
     image_size: int | tuple[int, int] | None = None,
     in_chans: int = 3,
     features: bool = False,
+    neck: str = "",
     seed: int = 0,
 ) -> LoadedModel:
     """Build a model and fill it; see `create_model` for the arguments and errors."""
@@ -44,10 +45,11 @@ def load_model(
     size = _image_size(image_size, variant)
     variant.size_rule.check(variant.short_name, *size)
     _check(family, variant, num_classes, in_chans, features)
+    registry.find_neck(family, variant, neck, features=features)
     read = None if checkpoint is None else read_checkpoint(checkpoint)
     if read is not None and not features:
         num_classes = _adopt_classes(family, read, num_classes)
-    options = BuildOptions(1000 if num_classes is None else num_classes, in_chans, features)
+    options = BuildOptions(1000 if num_classes is None else num_classes, in_chans, features, neck)
     module = build(family, variant, options)
     if read is None:
         random_weights.fill(module, seed)
@@ -93,15 +95,25 @@ def _spec(
         weights=weights,
         checkpoint_sha256=checkpoint_sha256,
         preprocessing=variant.preprocessing,
-        outputs=tuple(f"stage{i}" for i in range(family.stages)) if options.features else ("logits",),
+        outputs=_outputs(family, variant, options),
+        neck=options.neck,
     )
+
+
+def _outputs(family: Family, variant: Variant, options: BuildOptions) -> tuple[str, ...]:
+    if neck := registry.find_neck(family, variant, options.neck, features=options.features):
+        return neck.outputs
+    return tuple(f"stage{i}" for i in range(family.stages)) if options.features else ("logits",)
 
 
 def build(family: Family, variant: Variant, options: BuildOptions, device: str = "cpu") -> nn.Module:
     """The bare module of a variant, parameters as the family initialises them."""
     with torch.device(device):
         module = family.build(variant.config, options)
-        return DenseModel(module) if options.features else module
+        if not options.features:
+            return module
+        neck = registry.find_neck(family, variant, options.neck, features=True)
+        return DenseModel(module, None if neck is None else neck.build(family.stage_channels(variant.config)))
 
 
 def _image_size(image_size: int | tuple[int, int] | None, variant: Variant) -> tuple[int, int]:
@@ -129,7 +141,12 @@ def _load(module: nn.Module, read: Checkpoint, family: Family, variant: Variant,
     notes = []
     tensors: Mapping[str, Tensor] = read.tensors
     if options.features:
-        tensors, said = _dense_tensors(tensors, module, family)
+        if options.neck and not any(name.startswith(NECK_PREFIX) for name in tensors):
+            raise CheckpointError(
+                f"checkpoint {read.path} holds no weights of a neck (under {NECK_PREFIX}*), and none are made up; "
+                f"give the detector's checkpoint, or leave out the neck {options.neck}."
+            )
+        tensors, said = _dense_tensors(tensors, module, family, options)
         notes += said
     problem = _difference(tensors, module)
     if problem:
@@ -150,16 +167,18 @@ def _load(module: nn.Module, read: Checkpoint, family: Family, variant: Variant,
 
 
 def _dense_tensors(
-    tensors: Mapping[str, Tensor], module: nn.Module, family: Family
+    tensors: Mapping[str, Tensor], module: nn.Module, family: Family, options: BuildOptions
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """The backbone's tensors of a detector's or a classifier's checkpoint."""
+    """The backbone's tensors of a detector's or a classifier's checkpoint, and the neck's if one is asked for."""
     notes = []
+    parts = (PREFIX, NECK_PREFIX) if options.neck else (PREFIX,)
     wanted = module.state_dict()
     ours = prefixed(tensors)
-    other = sorted({name.split(".")[0] for name in ours if not name.startswith(PREFIX)})
+    other = sorted({name.split(".")[0] for name in ours if not name.startswith(parts)})
     if other:
-        notes.append(f"Not part of the backbone and left out: {', '.join(other)}.")
-    ours = {name: tensor for name, tensor in ours.items() if name.startswith(PREFIX)}
+        whole = "the backbone and the neck, and" if options.neck else "the backbone and"
+        notes.append(f"Not part of {whole} left out: {', '.join(other)}.")
+    ours = {name: tensor for name, tensor in ours.items() if name.startswith(parts)}
     new = [name for name in wanted if name.removeprefix(PREFIX).startswith(family.feature_norms) and name not in ours]
     head = tuple(PREFIX + part for part in family.classifier_only)
     if new and any(name.startswith(head) for name in ours):
@@ -200,15 +219,29 @@ def _likeliest(tensors: Mapping[str, Tensor], variant: Variant, options: BuildOp
     found = {name.removeprefix(PREFIX): tuple(tensor.shape) for name, tensor in tensors.items()}
     best, best_score = "", 0.0
     for family, other in registry.variants():
-        for features in {False, bool(family.features) and not other.isotropic}:
-            module = build(family, other, replace(options, features=features), device="meta")
+        for form in _forms(family, other, options, necks=any(name.startswith(NECK_PREFIX) for name in tensors)):
+            module = build(family, other, form, device="meta")
             wanted = {name.removeprefix(PREFIX): tuple(t.shape) for name, t in module.state_dict().items()}
             equal = sum(found.get(name) == shape for name, shape in wanted.items())
             score = equal / max(len(found), len(wanted))
             if score > best_score:
-                best, best_score = other.short_name + (" with features" if features else ""), score
+                best, best_score = _title(other, form), score
     if best_score < 0.8:
         return " It is like no model this tool knows; see metaformer-export --list."
-    if best.split()[0] == variant.short_name:
+    if best.split()[0] == variant.short_name and (not options.neck or best == _title(variant, options)):
         return f" It looks like a {variant.short_name} that was changed or is not whole."
     return f" It looks like {best}."
+
+
+def _forms(family: Family, variant: Variant, options: BuildOptions, *, necks: bool) -> list[BuildOptions]:
+    """What can be built of a variant: with logits, with stage maps, and with each neck if `necks` says so."""
+    forms = [replace(options, features=False, neck="")]
+    if family.features and not variant.isotropic:
+        names = ["", *(neck.name for neck in family.necks)] if necks else [""]
+        forms += [replace(options, features=True, neck=name) for name in names]
+    return forms
+
+
+def _title(variant: Variant, options: BuildOptions) -> str:
+    neck = f" and {options.neck}" if options.neck else ""
+    return variant.short_name + (f" with features{neck}" if options.features else "")

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import difflib
 
-from ..errors import UnknownModelError
+from ..errors import InputError, UnknownModelError
 from . import acmix_resnet, acmix_swin, boat_cswin, boat_swin, hornet
-from .family import Family, Variant
+from .family import Family, Neck, Variant
 
 FAMILIES: tuple[Family, ...] = (
     hornet.FAMILY,
@@ -33,8 +33,35 @@ def describe(family: Family, variant: Variant) -> dict[str, object]:
         "image_size": variant.image_size,
         "sizes": variant.size_rule.describe(),
         "features": "" if variant.isotropic else family.features,
+        "necks": [] if variant.isotropic else [_describe_neck(neck) for neck in family.necks],
         "mixer_ops": list(variant.mixer_ops),
     }
+
+
+def _describe_neck(neck: Neck) -> dict[str, object]:
+    return {
+        "name": neck.name,
+        "title": neck.title,
+        "outputs": list(neck.outputs),
+        "mixer_ops": list(neck.mixer_ops),
+    }
+
+
+def find_neck(family: Family, variant: Variant, name: str, *, features: bool) -> Neck | None:
+    """The neck of that name, None for ""; InputError says what is possible if it cannot be had."""
+    if not name:
+        return None
+    necks = () if variant.isotropic else family.necks
+    known = " or ".join(neck.name for neck in necks)
+    if not known:
+        others = [f"{each.title} ({', '.join(neck.name for neck in each.necks)})" for each in FAMILIES if each.necks]
+        raise InputError(f"{variant.short_name} has no necks; leave out {name}. Necks come with {', '.join(others)}.")
+    found = next((neck for neck in necks if neck.name == name), None)
+    if found is None:
+        raise InputError(f"unknown neck {name!r}; {variant.short_name} takes {known}.")
+    if not features:
+        raise InputError(f"the neck {name} works on stage maps; ask for features (--features) too, or leave it out.")
+    return found
 
 
 def find(name: str) -> tuple[Family, Variant]:

@@ -138,6 +138,33 @@ def test_features_and_the_users_images(tmp_path: Path, monkeypatch, capsys) -> N
 
 
 @FAST
+def test_a_detectors_neck_is_exported_with_its_backbone(tmp_path: Path, monkeypatch, capsys) -> None:
+    """A global filter in the neck alone is reason enough for the plugin file."""
+    monkeypatch.chdir(tmp_path)
+    detector = create_model("hornet_test", features=True, neck="horfpn_gf", seed=3)
+    torch.save({"state_dict": {**detector.state_dict(), "rpn_head.rpn_reg.bias": torch.ones(4)}}, "detector.pth")
+    arguments = ["--features", "--neck", "horfpn_gf", "--resolution", "64x96", "--checkpoint", "detector.pth"]
+    assert main(["--model", "hornet_test", *arguments, "--fp16", "--json"]) == 0
+    captured = capsys.readouterr()
+    assert "Not part of the backbone and the neck, and left out: rpn_head." in captured.err
+    summary = json.loads(captured.out)
+    assert (summary["folder"], summary["neck"]) == ("build/hornet_test-features-horfpn_gf-64x96-fp16", "horfpn_gf")
+    folder = Path(summary["folder"])
+    assert "model.plugin.onnx" in files(folder)
+    outputs = onnx.load(folder / "model.onnx").graph.output
+    assert [output.name for output in outputs] == ["p2", "p3", "p4", "p5", "p6"]
+    shapes = [[d.dim_value for d in output.type.tensor_type.shape.dim[1:]] for output in outputs]
+    assert shapes == [[256, 16, 24], [256, 8, 12], [256, 4, 6], [256, 2, 3], [256, 1, 2]]
+    assert [each["name"] for each in summary["parity"]["outputs"]] == [output.name for output in outputs]
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["model"]["neck"] == "horfpn_gf"
+    assert manifest["precision"]["layers"]["model.onnx"]["neck.fpn_convs"]["fp32"] > 0
+    kept = {each["module"] for each in manifest["precision"]["kept_in_fp32"]["model.onnx"]}
+    assert kept == {f"neck.fpn_convs.{i}.dwconv" for i in range(4)}
+    assert "hornet_test + horfpn_gf, fp16, 64x96" in (folder / "report.html").read_text()
+
+
+@FAST
 def test_failed_parity_is_exit_code_1_and_the_files_are_kept_and_marked(tmp_path: Path, monkeypatch, capsys) -> None:
     """A graph with one wrong weight must not get through."""
     from metaformer_export import pipeline
@@ -190,6 +217,12 @@ def _bad_inputs(tmp_path: Path) -> dict[str, tuple[list[str], str]]:
         "batch beyond all": ([*model, "--batch", "1:1:1000000"], "<= 1024"),
         "classes beyond all": ([*model, "--num-classes", "1000000000000"], "at most 1000000"),
         "classes of features": ([*model, "--num-classes", "5", "--features"], "has no classes"),
+        "neck without features": ([*model, "--neck", "horfpn_7x7"], "ask for features (--features) too"),
+        "unknown neck": ([*model, "--features", "--neck", "../fpn"], "hornet_test takes horfpn_7x7 or horfpn_gf"),
+        "neck without weights": (
+            [*model, "--features", "--neck", "horfpn_gf", "--checkpoint", "linear.pth"],
+            "holds no weights of a neck",
+        ),
         "size of zero": ([*model, "--resolution", "0"], "multiples of 32 up to 4096; got 0x0"),
         "batch": ([*model, "--batch", "8:1:2"], "1 <= MIN <= OPT <= MAX"),
         "batch not a number": ([*model, "--batch", "many"], "N or MIN:OPT:MAX"),
@@ -340,12 +373,18 @@ def test_the_list_names_every_variant(capsys) -> None:
         "multiples",
         "of",
         "32,",
-        "--features",
+        "--features,",
+        "--neck",
     ]
     assert main(["--list", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert [row["short_name"] for row in rows] == [variant.short_name for _, variant in registry.variants()]
     assert rows[1]["mixer_ops"] == ["GlobalFilter"]
+    assert [(neck["name"], neck["mixer_ops"]) for neck in rows[0]["necks"]] == [
+        ("horfpn_7x7", []),
+        ("horfpn_gf", ["GlobalFilter"]),
+    ]
+    assert rows[0]["necks"][0]["outputs"] == ["p2", "p3", "p4", "p5", "p6"]
 
 
 def test_help_fits_80_columns_and_names_every_option(monkeypatch, capsys) -> None:
@@ -363,6 +402,7 @@ def test_help_fits_80_columns_and_names_every_option(monkeypatch, capsys) -> Non
         "--batch",
         "--num-classes",
         "--features",
+        "--neck",
         "--output",
         "--images",
         "--opset",
@@ -374,6 +414,8 @@ def test_help_fits_80_columns_and_names_every_option(monkeypatch, capsys) -> Non
         "--seed",
     ]:
         assert f"{option} " in text or f"{option}," in text, option
+    for neck in {neck.name for family in registry.FAMILIES for neck in family.necks}:
+        assert neck in text
 
 
 def test_importing_the_package_takes_no_torch_and_little_time() -> None:

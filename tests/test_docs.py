@@ -27,6 +27,11 @@ def test_the_readme_lists_every_model_as_it_is() -> None:
         assert row in README
 
 
+def test_the_readme_names_every_neck() -> None:
+    for family in registry.FAMILIES:
+        assert all(f"--neck {neck.name}" in README for neck in family.necks)
+
+
 def test_the_documented_thresholds_are_the_real_ones() -> None:
     text = (ROOT / "docs" / "parity.md").read_text(encoding="utf-8")
     for precision, limits in THRESHOLDS.items():

@@ -43,6 +43,22 @@ def test_everything_is_float16_but_the_inputs_and_outputs(traced_small_7x7: Trac
     assert 1e-5 < support.relative_error(got, want) <= 2e-2
 
 
+def test_the_scales_of_a_resize_stay_float32_in_a_float16_graph() -> None:
+    """ONNX has them in float32 for data of any type."""
+
+    class Upsampled(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return nn.functional.interpolate(x * 3, scale_factor=2, mode="nearest")
+
+    converted = convert(lower(trace(Upsampled().eval(), support.spec_for("up", (4, 6))), "portable"), "fp16")
+    check(to_proto(converted.model))
+    (resize,) = [node for node in converted.model.graph if node.op_type == "Resize"]
+    assert [resize.inputs[0].dtype, resize.inputs[2].dtype, resize.outputs[0].dtype] == [FLOAT16, FLOAT, FLOAT16]
+    x = support.image(2, 3, 4, 6)
+    want = 3 * x.repeat(2, axis=2).repeat(2, axis=3)
+    assert support.relative_error(support.run_model(converted.model, x)[0], want) <= 5e-3
+
+
 def test_io_fp16_needs_no_casts_at_all(traced_small_7x7: Traced) -> None:
     converted = convert(lower(traced_small_7x7, "portable"), "fp16", io="fp16")
     check(to_proto(converted.model))
