@@ -129,8 +129,34 @@ class OutputParity:
 
 
 @dataclass(frozen=True)
+class NodeAgreement:
+    """One clustering: share of tokens that are in the cluster where eager has them, over images and ways to run."""
+
+    module: str
+    min: float
+    mean: float
+
+
+@dataclass(frozen=True)
+class ClusterAgreement:
+    """All clusterings of a model."""
+
+    min: float
+    mean: float
+    nodes: tuple[NodeAgreement, ...]
+
+
+@dataclass(frozen=True)
 class ParityReport:
-    """Whether the exported model computes what eager PyTorch computes, and by what margin."""
+    """Whether the exported model computes what eager PyTorch computes, and by what margin.
+
+    Attributes:
+        outputs: of the exported model as it runs.
+        cluster_agreement: None for a model that clusters nothing. Where it does, `thresholds` are for
+            `same_clusters`, the outputs when the exported model is given eager's clusters: their
+            error is arithmetic. `changed_clusters` is what clusters of its own add to each output,
+            as an rms over the reference's standard deviation.
+    """
 
     passed: bool
     precision: Precision
@@ -142,6 +168,9 @@ class ParityReport:
     thresholds: dict[str, float]
     failures: tuple[str, ...] = ()
     out_of_range: tuple[OutOfRange, ...] = ()
+    cluster_agreement: ClusterAgreement | None = None
+    same_clusters: tuple[OutputParity, ...] = ()
+    changed_clusters: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,12 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
+import onnx_ir as ir
 from torch import nn
 
+from . import remarks
 from .artifacts import (
     BenchReport,
     BenchRow,
@@ -19,7 +21,6 @@ from .artifacts import (
     ExportResult,
     Lowered,
     Manifest,
-    ModelSpec,
     ParityReport,
 )
 from .calibration.images import ImageSet, load_images
@@ -33,7 +34,8 @@ from .models.loading import LoadedModel, load_model
 from .options import ExportOptions
 from .output import MANIFEST, check_output, staged
 from .report import manifest_of, to_html, to_json
-from .runtime import bench, eager, onnxruntime, parity
+from .runtime import bench, clustering_parity, eager, onnxruntime, parity
+from .runtime.clustering import Clusterings, EagerDecisions, decisions
 from .runtime.observe import largest_magnitudes, rounded
 from .runtime.threads import available_threads
 
@@ -94,7 +96,8 @@ def run_export(options: ExportOptions, progress: Progress | None = None) -> Expo
     lowered = _lower(loaded, options, progress)
     files, proof = _prove(loaded, lowered, images, options, progress)
     timing = _time(loaded.module, files[0], images, options, progress)
-    for text in (*_closing_notes(proof, timing, options), *_replacement_notes(replaced, loaded.spec, options)):
+    closing = remarks.closing_notes(proof, timing, options)
+    for text in (*closing, *remarks.replacement_notes(replaced, loaded.spec, options)):
         notes.append(text)
         progress.note(text)
     result = ExportResult(folder, loaded.spec, options.precision, proof, timing, Manifest({}), tuple(notes))
@@ -175,16 +178,21 @@ def _prove(
         kept = sum(len(each.ops) for each in files[0].converted.kept)
         done(f"{options.precision}, {kept} nodes kept in float32, ONNX checked")
     with progress.stage("parity") as done:
+        ways, classifier = _ways(files, options), not loaded.spec.features
+        decide = EagerDecisions(loaded.module)
         proof = parity.compare(
-            partial(eager.run, loaded.module),
-            _candidates(files, options),
+            decide.outputs,
+            {name: way.open for name, way in ways.items()},
             images,
             options.precision,
             loaded.spec.outputs,
-            classifier=not loaded.spec.features,
+            classifier=classifier,
             out_of_range=out_of_range(lowered[0], peaks[0]),
         )
-        done(_parity_line(proof, not loaded.spec.features))
+        if decisions(lowered[0].model.graph):
+            clusterings = {name: Clusterings(way.graph, available_threads()) for name, way in ways.items()}
+            proof = clustering_parity.weigh(proof, decide, clusterings, images, classifier=classifier)
+        done(remarks.parity_line(proof, classifier))
     return files, proof
 
 
@@ -195,24 +203,37 @@ def _convert(lowered: Lowered, options: ExportOptions, peaks: dict[str, float]) 
     return _File(_FILES[lowered.form], lowered, converted, proto.SerializeToString())
 
 
-def _candidates(files: tuple[_File, ...], options: ExportOptions) -> dict[str, parity.Opener]:
+@dataclass(frozen=True)
+class _Way:
+    """One way to run a file: what opens it, and the graph that runs."""
+
+    open: parity.Opener
+    graph: Callable[[], ir.Model]
+
+
+def _ways(files: tuple[_File, ...], options: ExportOptions) -> dict[str, _Way]:
     """Ways to run the files on this machine, all of which must agree with eager."""
-    candidates: dict[str, parity.Opener] = {}
+    ways = {}
     for file in files:
         if options.precision != "bf16":  # ONNX Runtime's CPU cannot run it
-            candidates[f"{file.name} in {onnxruntime.NAME}"] = partial(_open, file.data)
+            model = partial(_model, file.converted)
+            ways[f"{file.name} in {onnxruntime.NAME}"] = _Way(partial(_open, file.data), model)
         if options.precision != "fp32":
-            rounding = partial(_open_rounded, file.converted)
-            candidates[f"{file.name}, every tensor rounded to {options.precision}"] = rounding
-    return candidates
+            model = partial(rounded, file.converted)
+            ways[f"{file.name}, every tensor rounded to {options.precision}"] = _Way(partial(_open_model, model), model)
+    return ways
+
+
+def _model(converted: Converted) -> ir.Model:
+    return converted.model
 
 
 def _open(data: bytes) -> onnxruntime.Session:
     return onnxruntime.open_session(data, threads=available_threads())
 
 
-def _open_rounded(converted: Converted) -> onnxruntime.Session:
-    return _open(to_proto(rounded(converted)).SerializeToString())
+def _open_model(model: Callable[[], ir.Model]) -> onnxruntime.Session:
+    return _open(to_proto(model()).SerializeToString())
 
 
 def _time(model: nn.Module, file: _File, images: ImageSet, options: ExportOptions, progress: Progress) -> BenchReport:
@@ -235,7 +256,7 @@ def _time(model: nn.Module, file: _File, images: ImageSet, options: ExportOption
             rows += _rows(times, batch)
             if doubt := bench.unstable(times):
                 doubts.append(f"batch {batch}: {doubt}")
-        done(_time_line(rows))
+        done(remarks.time_line(rows))
     ours = (row for row in rows if row.runtime == onnxruntime.NAME and row.precision == options.precision)
     delivered = next(ours, None)
     return BenchReport(
@@ -248,14 +269,6 @@ def _time(model: nn.Module, file: _File, images: ImageSet, options: ExportOption
     )
 
 
-def _time_line(rows: list[BenchRow]) -> str:
-    by_batch = {row.batch: [each for each in rows if each.batch == row.batch] for row in rows}
-    return "; ".join(
-        f"batch {batch}: " + ", ".join(f"{row.runtime} {row.precision} {row.median_ms:.1f} ms" for row in each)
-        for batch, each in by_batch.items()
-    )
-
-
 def _rows(times: dict[str, list[float]], batch: int) -> list[BenchRow]:
     """One row for each candidate; candidates but eager are called by their precision."""
     base = bench.median(times[eager.NAME])
@@ -265,52 +278,6 @@ def _rows(times: dict[str, list[float]], batch: int) -> list[BenchRow]:
         ms = bench.median(measured)
         rows.append(BenchRow(runtime, precision, batch, ms, bench.p90(measured), base / ms))
     return rows
-
-
-def _parity_line(proof: ParityReport, classifier: bool) -> str:
-    worst = max(proof.outputs, key=lambda output: output.rms_rel)
-    verdict = "holds" if proof.passed else "FAILED"
-    top1 = f"top-1 {100 * worst.top1_agreement:.0f} % " if classifier else ""
-    return (
-        f"{verdict}: rms error {100 * worst.rms_rel:.2g} % of the spread, cosine {worst.cosine:.6f}, "
-        f"{top1}on {proof.images} images"
-    )
-
-
-def _closing_notes(proof: ParityReport, timing: BenchReport, options: ExportOptions) -> list[str]:
-    notes = []
-    if timing.unstable:
-        notes.append(f"The machine was busy while timing ({timing.unstable}): do not rely on the latencies.")
-    if proof.out_of_range:
-        first = proof.out_of_range[0]
-        notes.append(
-            f"{len(proof.out_of_range)} values leave float16's range on these images and stay in float32, "
-            f"first {first.module} ({first.op}, {first.max_abs:.3g}); all are in parity.json."
-        )
-    if options.precision == "fp16":
-        notes.append(
-            "No GPU was used: a CPU runs FP16 through casts, so its speed shows on a GPU only. No engine was built."
-        )
-    if options.precision == "bf16":
-        notes.append(
-            "ONNX Runtime's CPU has no BF16: parity is of the rounded graph, and only the FP32 form was timed."
-        )
-    return notes
-
-
-def _replacement_notes(old: dict[str, Any] | None, spec: ModelSpec, options: ExportOptions) -> list[str]:
-    """That the folder held another export, which its name does not tell apart."""
-    if old is None:
-        return []
-    before, precision = old.get("model", {}), old.get("precision", {})
-    pairs = {
-        "weights": (before.get("weights"), spec.weights),
-        "checkpoint": (before.get("checkpoint_sha256"), spec.checkpoint_sha256),
-        "precision": (precision.get("requested"), options.precision),
-        "type of inputs and outputs": (precision.get("io"), options.io),
-    }
-    changed = [f"{what} ({was})" for what, (was, now) in pairs.items() if was != now]
-    return [f"The folder held an export with other {', '.join(changed)}; it is replaced."] if changed else []
 
 
 def _write(

@@ -14,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from .artifacts import Converted, ExportResult, Lowered, Manifest
+from .artifacts import Converted, ExportResult, Lowered, Manifest, OutputParity, ParityReport
 from .calibration.images import ImageSet
 from .models.checkpoints import sha256_of
 from .options import ExportOptions
@@ -123,14 +123,7 @@ def summary(result: ExportResult) -> dict[str, Any]:
 
 def to_html(result: ExportResult) -> str:
     """One self-contained page with the parity and timing tables."""
-    parity = _table(
-        ("output", "max error", "max / std", "rms / std", "cosine", "top-1", "top-5"),
-        [
-            (o.name, f"{o.max_abs:.3g}", f"{o.max_rel:.2e}", f"{o.rms_rel:.2e}", f"{o.cosine:.7f}",
-             f"{100 * o.top1_agreement:.0f} %", f"{100 * o.top5_agreement:.0f} %")
-            for o in result.parity.outputs
-        ],
-    )  # fmt: skip
+    parity = _outputs_table(result.parity.outputs) + _clusters(result.parity)
     bench = _table(
         ("runtime", "precision", "batch", "median ms", "p90 ms", "against eager"),
         [
@@ -160,6 +153,30 @@ interleaved rounds.</p>
 <h2>Notes</h2><ul>{notes}</ul>
 </body></html>
 """
+
+
+def _outputs_table(outputs: tuple[OutputParity, ...]) -> str:
+    return _table(
+        ("output", "max error", "max / std", "rms / std", "cosine", "top-1", "top-5"),
+        [
+            (o.name, f"{o.max_abs:.3g}", f"{o.max_rel:.2e}", f"{o.rms_rel:.2e}", f"{o.cosine:.7f}",
+             f"{100 * o.top1_agreement:.0f} %", f"{100 * o.top5_agreement:.0f} %")
+            for o in outputs
+        ],
+    )  # fmt: skip
+
+
+def _clusters(parity: ParityReport) -> str:
+    """For a model that clusters: its arithmetic and its decisions."""
+    if parity.cluster_agreement is None:
+        return ""
+    nodes = [(n.module, f"{100 * n.min:.1f} %", f"{100 * n.mean:.1f} %") for n in parity.cluster_agreement.nodes]
+    added = ", ".join(f"{name} {rms:.2e}" for name, rms in parity.changed_clusters.items())
+    return f"""<h3>With eager's clusters</h3>
+{_outputs_table(parity.same_clusters)}
+<p>Clusters of its own add, as rms / std: {html.escape(added)}.</p>
+<h3>Tokens in eager's cluster</h3>
+{_table(("clustering", "least", "mean"), nodes)}"""
 
 
 def _table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:

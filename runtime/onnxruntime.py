@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ NAME = "onnxruntime-cpu"
 _PROVIDER = "CPUExecutionProvider"
 _ERRORS_ONLY = 3
 _INPUT_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+_INDICES = "tensor(int64)"
 _LOAD_ERRORS = (
     state.Fail,
     state.InvalidArgument,
@@ -38,15 +40,20 @@ _LOAD_ERRORS = (
 
 @dataclass(frozen=True)
 class Session:
-    """A loaded model; call it with a batch (B, C, H, W) to get the outputs in order."""
+    """A loaded model; call it with a batch (B, C, H, W) to get the outputs in order.
+
+    A graph that was opened to be given its clusterings takes them as well, by name.
+    """
 
     session: ort.InferenceSession
     input_name: str
     input_type: np.dtype[Any]
 
-    def __call__(self, batch: NDArray[np.floating]) -> list[NDArray[np.float32]]:
-        outputs = self.session.run(None, {self.input_name: batch.astype(self.input_type, copy=False)})
-        return [np.asarray(output, np.float32) for output in outputs]
+    def __call__(
+        self, batch: NDArray[np.floating], given: Mapping[str, NDArray[np.int64]] | None = None
+    ) -> list[NDArray[np.float32]]:
+        feeds = {self.input_name: batch.astype(self.input_type, copy=False), **(given or {})}
+        return [np.asarray(output, np.float32) for output in self.session.run(None, feeds)]
 
 
 def open_session(model: bytes | Path, *, threads: int, fuse: bool = True) -> Session:
@@ -71,7 +78,8 @@ def open_session(model: bytes | Path, *, threads: int, fuse: bool = True) -> Ses
         raise MissingDependencyError(f"asked ONNX Runtime for {_PROVIDER}, got {session.get_providers()}.")
     inputs = session.get_inputs()
     types = [each.type for each in inputs]
-    if len(inputs) != 1 or types[0] not in _INPUT_TYPES:
+    images = [each for each in types if each != _INDICES]
+    if len(images) != 1 or types[0] not in _INPUT_TYPES:
         raise InputError(f"expected one input of float32 or float16, got {', '.join(types) or 'none'}.")
     return Session(session, inputs[0].name, np.dtype(_INPUT_TYPES[types[0]]))
 

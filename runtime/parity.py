@@ -60,7 +60,7 @@ def compare(
     """
     limits = THRESHOLDS[precision]
     measured: dict[str, list[OutputParity]] = {name: [] for name in names}
-    chunks = {batch: _chunks(images, batch) for batch in BATCHES}
+    chunks = {batch: chunks_of(images, batch) for batch in BATCHES}
     expected = {batch: _run(reference, chunks[batch]) for batch in BATCHES}
     failures = [
         f"{name}: eager's own output is not finite"
@@ -80,7 +80,7 @@ def compare(
         images=len(images.names),
         image_source=images.source,
         batches=BATCHES,
-        outputs=tuple(_worst(results) for results in measured.values()),
+        outputs=tuple(worst(results) for results in measured.values()),
         methods=tuple(candidates),
         thresholds=asdict(limits),
         failures=tuple(failures),
@@ -121,13 +121,17 @@ def judge(output: OutputParity, limits: Thresholds) -> list[str]:
     return failures
 
 
-def _chunks(images: ImageSet, batch: int) -> list[NDArray[np.float32]]:
+def chunks_of(images: ImageSet, batch: int) -> list[NDArray[np.float32]]:
     """All images in full batches; the last is filled up as ImageSet.take does."""
     return [images.take(start, batch) for start in range(0, len(images.names), batch)]
 
 
 def _run(runner: Runner, chunks: Sequence[NDArray[np.float32]]) -> Outputs:
-    results = [runner(chunk) for chunk in chunks]
+    return joined([runner(chunk) for chunk in chunks])
+
+
+def joined(results: Sequence[Outputs]) -> Outputs:
+    """Outputs of several batches as those of one."""
     return [np.concatenate(parts) for parts in zip(*results, strict=True)]
 
 
@@ -140,7 +144,9 @@ def _agreement(reference: NDArray[np.float64], candidate: NDArray[np.float64], k
     return float(np.mean([len(set(a) & set(b)) / k for a, b in zip(first, second, strict=True)]))
 
 
-def _worst(results: Sequence[OutputParity]) -> OutputParity:
+def worst(results: Sequence[OutputParity]) -> OutputParity:
+    """The worst of each figure over several measurements of one output."""
+
     def most(key: str) -> float:
         return float(np.max([getattr(result, key) for result in results]))
 

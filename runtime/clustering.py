@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Clustering models decide by sorting: read the decisions of eager and of a graph, and run a graph with given ones.
+
+A rounding error that swaps two tokens near the middle of a sort moves both into another cluster, and
+the outputs by far more than the rounding. So decisions and arithmetic are judged apart.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from ..export.graph import RESULT_OF, module_of
+from ..export.ops.balanced_clustering.op import OP_TYPE
+from ..models.mixers.feature_space_attention import CLUSTER, BalancedClustering
+from . import eager
+from .onnxruntime import Session, open_session
+
+Outputs = list[NDArray[np.float32]]
+Orders = dict[str, NDArray[np.int64]]
+"""For each clustering, by the path of its module: (B, heads, N), the tokens in order of clusters."""
+
+
+@dataclass(frozen=True)
+class Clusterings:
+    """The clusterings of one exported graph; `graph` makes it, so that only one is in memory."""
+
+    graph: Callable[[], ir.Model]
+    threads: int
+
+    def observe(self) -> tuple[Session, tuple[str, ...]]:
+        """The graph with its decisions as further outputs, after its own, and their modules in that order."""
+        model = self.graph().clone()
+        made = decisions(model.graph)
+        for module, value in made.items():
+            value.name = module
+            model.graph.outputs.append(value)
+        return self._open(model), tuple(made)
+
+    def follow(self) -> Session:
+        """The graph with its decisions as further inputs, named after their modules."""
+        model = self.graph().clone()
+        for module, value in decisions(model.graph).items():
+            given = ir.val(module, ir.DataType.INT64, value.shape)
+            model.graph.inputs.append(given)
+            ir.convenience.replace_all_uses_with(value, given)
+        return self._open(model)
+
+    def _open(self, model: ir.Model) -> Session:
+        return open_session(ir.to_proto(model).SerializeToString(), threads=self.threads)
+
+
+def decisions(graph: ir.Graph) -> dict[str, ir.Value]:
+    """The order that each clustering of a graph makes and something reads, by the path of its module."""
+    made = {}
+    for node in graph:
+        if OP_TYPE in (node.op_type, node.metadata_props.get(RESULT_OF)) and node.outputs[0].uses():
+            made[module_of(node)] = node.outputs[0]
+    return made
+
+
+@dataclass(frozen=True)
+class EagerDecisions:
+    """Eager PyTorch with its decisions; what was computed once is remembered."""
+
+    model: nn.Module
+    _seen: dict[bytes, tuple[Outputs, Orders]] = field(default_factory=dict)
+
+    def __call__(self, batch: NDArray[np.floating]) -> tuple[Outputs, Orders]:
+        """Outputs and decisions for a batch (B, C, H, W)."""
+        key = hashlib.sha256(batch.tobytes()).digest()
+        if key not in self._seen:
+            self._seen[key] = self._run(batch)
+        return self._seen[key]
+
+    def outputs(self, batch: NDArray[np.floating]) -> Outputs:
+        """Outputs alone."""
+        return self(batch)[0]
+
+    def _run(self, batch: NDArray[np.floating]) -> tuple[Outputs, Orders]:
+        orders: Orders = {}
+
+        def listen(name: str) -> Callable[[nn.Module, object, torch.Tensor], None]:
+            return lambda module, inputs, order: orders.update({name: order.numpy()})
+
+        hooks = [
+            module.register_forward_hook(listen(name))
+            for name, module in self.model.named_modules()
+            if isinstance(module, BalancedClustering)
+        ]
+        try:
+            return eager.run(self.model, batch), orders
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+
+def agreement(one: NDArray[np.int64], other: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Share of tokens that two orders (B, heads, N) put into the same cluster, for each image: (B,)."""
+    first, second = (np.argsort(order, -1) // CLUSTER for order in (one, other))
+    shares: NDArray[np.float64] = (first == second).mean((1, 2))
+    return shares
