@@ -6,10 +6,13 @@ from __future__ import annotations
 import difflib
 
 from ..errors import UnknownModelError
-from . import hornet
+from . import hornet, poolformer
 from .family import Family, Variant
 
-FAMILIES: tuple[Family, ...] = (hornet.FAMILY,)
+FAMILIES: tuple[Family, ...] = (
+    hornet.FAMILY,
+    poolformer.FAMILY,
+)
 
 
 def variants() -> list[tuple[Family, Variant]]:
