@@ -6,12 +6,13 @@ from __future__ import annotations
 import difflib
 
 from ..errors import UnknownModelError
-from . import hornet, poolformer
+from . import hornet, metaformer_baselines, poolformer
 from .family import Family, Variant
 
 FAMILIES: tuple[Family, ...] = (
     hornet.FAMILY,
     poolformer.FAMILY,
+    metaformer_baselines.FAMILY,
 )
 
 
