@@ -6,13 +6,14 @@ from __future__ import annotations
 import difflib
 
 from ..errors import UnknownModelError
-from . import hornet, metaformer_baselines, poolformer
+from . import focalnet, hornet, metaformer_baselines, poolformer
 from .family import Family, Variant
 
 FAMILIES: tuple[Family, ...] = (
     hornet.FAMILY,
     poolformer.FAMILY,
     metaformer_baselines.FAMILY,
+    focalnet.FAMILY,
 )
 
 
