@@ -25,3 +25,22 @@ class ChannelLayerNorm(nn.Module):
         variance = centred.pow(2).mean(1, keepdim=True)
         normalised = centred / torch.sqrt(variance + self.eps)
         return self.weight[:, None, None] * normalised + self.bias[:, None, None]
+
+
+class ImageLayerNorm(nn.Module):
+    """LayerNorm over height, width and channels of each image: (B, H, W, C) -> (B, H, W, C), biased variance.
+
+    One weight per channel, no bias.
+
+    Source: MetaFormer baselines, "LayerNormGeneral" over (1, 2, 3).
+    """
+
+    def __init__(self, channels: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        centred = x - x.mean((1, 2, 3), keepdim=True)
+        variance = centred.pow(2).mean((1, 2, 3), keepdim=True)
+        return self.weight * (centred / torch.sqrt(variance + self.eps))

@@ -9,8 +9,8 @@ import zlib
 import torch
 from torch import Tensor, nn
 
-_SPREAD = {"complex_weight": 0.5}
-"""Parameters whose spread does not follow from their shape; a spectral filter has no fan-in."""
+_SPREAD = {"complex_weight": 0.5, "pos_embed": 0.2, "relative_position_bias_table": 0.2}
+"""Parameters whose spread does not follow from their shape: what is added or multiplied has no fan-in."""
 
 
 @torch.no_grad()
@@ -29,6 +29,8 @@ def fill(model: nn.Module, seed: int) -> None:
 def _scaled(leaf: str, noise: Tensor) -> Tensor:
     if leaf in _SPREAD:
         return _SPREAD[leaf] * noise
+    if leaf == "random_matrix":  # weights of an average
+        return noise.abs() / noise.abs().sum(-1, keepdim=True)
     if noise.ndim > 1:
         return noise / math.sqrt(math.prod(noise.shape[1:]))
     if leaf == "bias":

@@ -6,11 +6,23 @@ from __future__ import annotations
 import difflib
 
 from ..errors import InputError, UnknownModelError
-from . import acmix_resnet, acmix_swin, boat_cswin, boat_swin, hornet
+from . import (
+    acmix_resnet,
+    acmix_swin,
+    boat_cswin,
+    boat_swin,
+    focalnet,
+    hornet,
+    metaformer_baselines,
+    poolformer,
+)
 from .family import Family, Neck, Variant
 
 FAMILIES: tuple[Family, ...] = (
+    poolformer.FAMILY,
+    metaformer_baselines.FAMILY,
     hornet.FAMILY,
+    focalnet.FAMILY,
     boat_swin.FAMILY,
     boat_cswin.FAMILY,
     acmix_swin.FAMILY,
