@@ -25,9 +25,10 @@ from .artifacts import (
 )
 from .calibration.images import ImageSet, load_images
 from .errors import InputError
-from .export.lower import check, lower, to_proto
+from .export.lower import check, lower
 from .export.ops.mixer_op import DOMAIN
 from .export.precision import convert, out_of_range
+from .export.serialize import ModelFile, serialize, skeleton
 from .export.trace import BFLOAT16_OPSET, DEFAULT_OPSET, OPSETS, trace
 from .models import registry
 from .models.loading import LoadedModel, load_model
@@ -74,7 +75,7 @@ class _File:
     name: str
     lowered: Lowered
     converted: Converted
-    data: bytes
+    data: ModelFile
 
 
 def run_export(options: ExportOptions, progress: Progress | None = None) -> ExportResult:
@@ -198,9 +199,9 @@ def _prove(
 
 def _convert(lowered: Lowered, options: ExportOptions, peaks: dict[str, float]) -> _File:
     converted = convert(lowered, options.precision, max_abs=peaks, io=options.io)
-    proto = to_proto(converted.model)
-    check(proto)
-    return _File(_FILES[lowered.form], lowered, converted, proto.SerializeToString())
+    check(skeleton(converted.model))
+    name = _FILES[lowered.form]
+    return _File(name, lowered, converted, serialize(converted.model, name))
 
 
 @dataclass(frozen=True)
@@ -228,12 +229,12 @@ def _model(converted: Converted) -> ir.Model:
     return converted.model
 
 
-def _open(data: bytes) -> onnxruntime.Session:
+def _open(data: ModelFile) -> onnxruntime.Session:
     return onnxruntime.open_session(data, threads=available_threads())
 
 
 def _open_model(model: Callable[[], ir.Model]) -> onnxruntime.Session:
-    return _open(to_proto(model()).SerializeToString())
+    return _open(serialize(model()))
 
 
 def _time(model: nn.Module, file: _File, images: ImageSet, options: ExportOptions, progress: Progress) -> BenchReport:
@@ -241,7 +242,7 @@ def _time(model: nn.Module, file: _File, images: ImageSet, options: ExportOption
     with progress.stage("time") as done, eager.threads(available_threads()):
         sessions = {}
         if options.precision != "fp32":
-            sessions["fp32"] = _open(to_proto(file.lowered.model).SerializeToString())
+            sessions["fp32"] = _open(serialize(file.lowered.model))
         if options.precision != "bf16":
             sessions[options.precision] = _open(file.data)
         rows: list[BenchRow] = []
@@ -285,7 +286,7 @@ def _write(
 ) -> ExportResult:
     with progress.stage("write") as done, staged(result.folder) as staging:
         for file in files:
-            (staging / file.name).write_bytes(file.data)
+            file.data.write(staging / file.name)
         (staging / "parity.json").write_text(to_json(result.parity), encoding="utf-8")
         (staging / "bench.json").write_text(to_json(result.bench), encoding="utf-8")
         (staging / "report.html").write_text(to_html(result), encoding="utf-8")

@@ -26,7 +26,8 @@ import numpy as np
 import torch
 
 from metaformer_export.calibration.images import load_images
-from metaformer_export.export.lower import lower, to_proto
+from metaformer_export.export.lower import lower
+from metaformer_export.export.serialize import ModelFile, serialize
 from metaformer_export.export.trace import DEFAULT_OPSET, trace
 from metaformer_export.models.loading import LoadedModel, load_model
 from metaformer_export.models.mixers import global_filter as mixers
@@ -67,8 +68,8 @@ class Report:
 
 def portable(loaded: LoadedModel, threads: int) -> Callable[[np.ndarray], np.ndarray]:
     """Our portable form."""
-    graph = to_proto(lower(trace(loaded.module, loaded.spec), "portable").model)
-    session = onnxruntime.open_session(graph.SerializeToString(), threads=threads)
+    lowered = lower(trace(loaded.module, loaded.spec), "portable")
+    session = onnxruntime.open_session(serialize(lowered.model), threads=threads)
     return lambda batch: session(batch)[0]
 
 
@@ -84,7 +85,7 @@ def torch_export(loaded: LoadedModel, threads: int) -> Callable[[np.ndarray], np
             dynamic_shapes=({0: torch.export.Dim("batch")},),
             verbose=False,
         )
-    session = onnxruntime.open_session(program.model_proto.SerializeToString(), threads=threads)
+    session = onnxruntime.open_session(ModelFile(program.model_proto.SerializeToString()), threads=threads)
     return lambda batch: session(batch)[0]
 
 
@@ -105,10 +106,10 @@ def in_openvino(loaded: LoadedModel, threads: int) -> Callable[[np.ndarray], np.
     """Our portable form in OpenVINO, in float32 and for latency."""
     import openvino
 
-    graph = to_proto(lower(trace(loaded.module, loaded.spec), "portable").model)
+    graph = serialize(lower(trace(loaded.module, loaded.spec), "portable").model).graph
     core = openvino.Core()
     settings = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
-    model = core.compile_model(core.read_model(graph.SerializeToString()), "CPU", settings)
+    model = core.compile_model(core.read_model(graph), "CPU", settings)
     return lambda batch: model(batch)[0]
 
 

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import onnx
-import onnx_ir as ir
 
 from ..artifacts import Lowered, Traced
 from ..errors import LoweringError
@@ -33,8 +32,3 @@ def check(proto: onnx.ModelProto) -> None:
         onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True, data_prop=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise LoweringError(f"the exported graph is not valid ONNX: {error}") from error
-
-
-def to_proto(model: ir.Model) -> onnx.ModelProto:
-    """Serialise, weights included."""
-    return ir.to_proto(model)

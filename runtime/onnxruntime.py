@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError, MissingDependencyError
+from ..export.serialize import ModelFile
 from .threads import available_threads
 
 try:
@@ -42,12 +43,14 @@ _LOAD_ERRORS = (
 class Session:
     """A loaded model; call it with a batch (B, C, H, W) to get the outputs in order.
 
-    A graph that was opened to be given its clusterings takes them as well, by name.
+    A graph that was opened to be given its clusterings takes them as well, by name. `weights` are
+    those that the session reads from memory of ours.
     """
 
     session: ort.InferenceSession
     input_name: str
     input_type: np.dtype[Any]
+    weights: tuple[ort.OrtValue, ...] = ()
 
     def __call__(
         self, batch: NDArray[np.floating], given: Mapping[str, NDArray[np.int64]] | None = None
@@ -56,7 +59,7 @@ class Session:
         return [np.asarray(output, np.float32) for output in self.session.run(None, feeds)]
 
 
-def open_session(model: bytes | Path, *, threads: int, fuse: bool = True) -> Session:
+def open_session(model: ModelFile | Path, *, threads: int, fuse: bool = True) -> Session:
     """Load a serialised model or a file on the CPU.
 
     Args:
@@ -72,7 +75,11 @@ def open_session(model: bytes | Path, *, threads: int, fuse: bool = True) -> Ses
     options.log_severity_level = _ERRORS_ONLY
     if not fuse:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    source = model if isinstance(model, bytes) else str(model)
+    weights: tuple[ort.OrtValue, ...] = ()
+    if isinstance(model, ModelFile) and model.weights:
+        weights = tuple(ort.OrtValue.ortvalue_from_numpy(array) for array in model.weights.values())
+        options.add_external_initializers(list(model.weights), list(weights))
+    source = model.graph if isinstance(model, ModelFile) else str(model)
     session = ort.InferenceSession(source, options, providers=[_PROVIDER])
     if session.get_providers() != [_PROVIDER]:
         raise MissingDependencyError(f"asked ONNX Runtime for {_PROVIDER}, got {session.get_providers()}.")
@@ -81,7 +88,7 @@ def open_session(model: bytes | Path, *, threads: int, fuse: bool = True) -> Ses
     images = [each for each in types if each != _INDICES]
     if len(images) != 1 or types[0] not in _INPUT_TYPES:
         raise InputError(f"expected one input of float32 or float16, got {', '.join(types) or 'none'}.")
-    return Session(session, inputs[0].name, np.dtype(_INPUT_TYPES[types[0]]))
+    return Session(session, inputs[0].name, np.dtype(_INPUT_TYPES[types[0]]), weights)
 
 
 def load_engine(path: str | Path, *, threads: int | None = None) -> Session:

@@ -19,6 +19,7 @@ from torch import nn
 from metaformer_export.artifacts import ModelSpec
 from metaformer_export.export.ops.mixer_op import DOMAIN, MixerOp
 from metaformer_export.export.passes.base import Pass, run_pass
+from metaformer_export.export.serialize import serialize
 from metaformer_export.models import hornet, registry
 from metaformer_export.models.family import Family, Preprocessing, Variant
 from metaformer_export.runtime.onnxruntime import open_session
@@ -93,7 +94,7 @@ def spec_for(name: str, size: tuple[int, int] = (224, 224), outputs: tuple[str, 
 
 def run_model(model: ir.Model, batch: np.ndarray) -> list[np.ndarray]:
     """Run a graph in ONNX Runtime on the CPU."""
-    return open_session(ir.to_proto(model).SerializeToString(), threads=2)(batch)
+    return open_session(serialize(model), threads=2)(batch)
 
 
 def relative_error(got: np.ndarray, want: np.ndarray) -> float:

@@ -6,14 +6,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 import support
 from torch import nn
 
 from metaformer_export.artifacts import Converted, Lowered
 from metaformer_export.calibration.images import load_images
-from metaformer_export.export.lower import check, lower, to_proto
+from metaformer_export.export.lower import check, lower
 from metaformer_export.export.precision import convert, out_of_range
+from metaformer_export.export.serialize import serialize
 from metaformer_export.export.trace import trace
 from metaformer_export.models.loading import load_model
 from metaformer_export.runtime import eager
@@ -40,7 +42,7 @@ def case(request: pytest.FixtureRequest) -> Case:
 
 
 def session_of(each: Lowered | Converted) -> Session:
-    return open_session(to_proto(each.model).SerializeToString(), threads=2)
+    return open_session(serialize(each.model), threads=2)
 
 
 @pytest.mark.parametrize("batch", [1, 2, 3, 5])
@@ -57,7 +59,7 @@ def test_a_row_of_a_batch_is_the_image_alone(case: Case) -> None:
 
 
 def test_the_file_is_valid_and_of_standard_operators(case: Case) -> None:
-    check(to_proto(case.lowered.model))
+    check(ir.to_proto(case.lowered.model))
     kinds = {(node.domain, node.op_type) for node in case.lowered.model.graph}
     assert {domain for domain, _ in kinds} == {""}
     assert not {"Identity", "Sqrt", "Pow", "DFT", "Constant"} & {op for _, op in kinds}
@@ -68,12 +70,12 @@ def test_the_float16_file_agrees_on_the_photographs(case: Case) -> None:
     peaks = largest_magnitudes(case.lowered, images.batch[:2], threads=2)
     assert out_of_range(case.lowered, peaks) == ()
     converted = convert(case.lowered, "fp16", max_abs=peaks)
-    check(to_proto(converted.model))
+    check(ir.to_proto(converted.model))
     report = compare(
         lambda batch: eager.run(case.module, batch),
         {
             "file": lambda: session_of(converted),
-            "rounded": lambda: open_session(to_proto(rounded(converted)).SerializeToString(), threads=2),
+            "rounded": lambda: open_session(serialize(rounded(converted)), threads=2),
         },
         images,
         "fp16",

@@ -14,7 +14,7 @@ from torch import nn
 
 from metaformer_export.artifacts import Traced
 from metaformer_export.export.graph import constant, module_of
-from metaformer_export.export.lower import check, lower, to_proto
+from metaformer_export.export.lower import check, lower
 from metaformer_export.export.precision import convert
 from metaformer_export.export.trace import trace
 from metaformer_export.models import hornet
@@ -61,7 +61,7 @@ def _expected(model: nn.Module) -> list[np.ndarray]:
 def test_both_forms_compute_what_eager_computes_at_any_batch(detector, form: str) -> None:
     _, model, traced = detector
     lowered = lower(traced, form)
-    check(to_proto(lowered.model))
+    check(ir.to_proto(lowered.model))
     together = support.run_model(lowered.model, _images())
     alone = [support.run_model(lowered.model, image[None]) for image in _images()]
     expected = _expected(model)
@@ -74,7 +74,7 @@ def test_both_forms_compute_what_eager_computes_at_any_batch(detector, form: str
 def test_float16_holds_with_every_tensor_rounded(detector) -> None:
     name, model, traced = detector
     converted = convert(lower(traced, "portable"), "fp16")
-    check(to_proto(converted.model))  # ONNX has the upsampling's scales in float32 only
+    check(ir.to_proto(converted.model))  # ONNX has the upsampling's scales in float32 only
     filters = 4 if name == "horfpn_gf" else 0
     assert [kept.module for kept in converted.kept] == [f"neck.fpn_convs.{i}.dwconv" for i in range(filters)]
     levels = support.run_model(rounded(converted), _images())

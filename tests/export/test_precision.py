@@ -14,7 +14,7 @@ from torch import nn
 
 from metaformer_export.artifacts import Lowered, Traced
 from metaformer_export.export.graph import MIXER_OP, MOVES_DATA
-from metaformer_export.export.lower import check, lower, to_proto
+from metaformer_export.export.lower import check, lower
 from metaformer_export.export.precision import FLOAT16_MAX, convert, out_of_range
 from metaformer_export.export.trace import trace
 from metaformer_export.models import hornet
@@ -33,7 +33,7 @@ def casts(model: ir.Model) -> list[ir.Node]:
 def test_everything_is_float16_but_the_inputs_and_outputs(traced_small_7x7: Traced, small_7x7: nn.Module) -> None:
     converted = convert(lower(traced_small_7x7, "portable"), "fp16")
     graph = converted.model.graph
-    check(to_proto(converted.model))
+    check(ir.to_proto(converted.model))
     assert {value.dtype for value in graph.initializers.values()} <= {FLOAT16, ir.DataType.INT64}
     assert [value.dtype for value in (*graph.inputs, *graph.outputs)] == [FLOAT, FLOAT]
     assert len(casts(converted.model)) == 2
@@ -51,7 +51,7 @@ def test_the_scales_of_a_resize_stay_float32_in_a_float16_graph() -> None:
             return nn.functional.interpolate(x * 3, scale_factor=2, mode="nearest")
 
     converted = convert(lower(trace(Upsampled().eval(), support.spec_for("up", (4, 6))), "portable"), "fp16")
-    check(to_proto(converted.model))
+    check(ir.to_proto(converted.model))
     (resize,) = [node for node in converted.model.graph if node.op_type == "Resize"]
     assert [resize.inputs[0].dtype, resize.inputs[2].dtype, resize.outputs[0].dtype] == [FLOAT16, FLOAT, FLOAT16]
     x = support.image(2, 3, 4, 6)
@@ -61,7 +61,7 @@ def test_the_scales_of_a_resize_stay_float32_in_a_float16_graph() -> None:
 
 def test_io_fp16_needs_no_casts_at_all(traced_small_7x7: Traced) -> None:
     converted = convert(lower(traced_small_7x7, "portable"), "fp16", io="fp16")
-    check(to_proto(converted.model))
+    check(ir.to_proto(converted.model))
     assert casts(converted.model) == []
     assert [value.dtype for value in (*converted.model.graph.inputs, *converted.model.graph.outputs)] == [FLOAT16] * 2
 
@@ -69,7 +69,7 @@ def test_io_fp16_needs_no_casts_at_all(traced_small_7x7: Traced) -> None:
 @pytest.mark.parametrize("form", ["portable", "plugin"])
 def test_filters_stay_float32_with_one_cast_in_and_one_out(traced_small_gf: Traced, form: str) -> None:
     converted = convert(lower(traced_small_gf, form), "fp16")
-    check(to_proto(converted.model))
+    check(ir.to_proto(converted.model))
     graph = converted.model.graph
     filters = [n for n in graph if n.op_type == "GlobalFilter" or n.metadata_props.get(MIXER_OP) == "GlobalFilter"]
     assert filters
@@ -85,7 +85,7 @@ def test_filters_stay_float32_with_one_cast_in_and_one_out(traced_small_gf: Trac
 def test_bfloat16_rounds_and_stays_close(small_gf: nn.Module) -> None:
     traced = trace(small_gf, support.spec_for("hornet_test_gf"), opset=22)
     converted = convert(lower(traced, "portable"), "bf16")
-    check(to_proto(converted.model))
+    check(ir.to_proto(converted.model))
     (want,) = eager.run(small_gf, X)
     (got,) = support.run_model(rounded(converted), X)
     assert 1e-3 < support.relative_error(got, want) <= 0.1
@@ -137,7 +137,7 @@ def test_onnx_runtime_alone_would_hide_the_overflow(loud: tuple[nn.Module, Lower
 def test_float32_changes_nothing(traced_small_7x7: Traced) -> None:
     lowered = lower(traced_small_7x7, "portable")
     converted = convert(lowered, "fp32")
-    assert to_proto(converted.model) == to_proto(lowered.model)
+    assert ir.to_proto(converted.model) == ir.to_proto(lowered.model)
     assert set().union(*converted.layers.values()) == {"fp32"}
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import onnx
+import onnx_ir as ir
 import pytest
 import support
 from torch import nn
@@ -11,7 +12,7 @@ from torch import nn
 from metaformer_export.artifacts import Traced
 from metaformer_export.errors import InputError, LoweringError
 from metaformer_export.export.graph import module_of
-from metaformer_export.export.lower import check, lower, to_proto
+from metaformer_export.export.lower import check, lower
 from metaformer_export.export.trace import trace
 from metaformer_export.models import create_model, hornet
 from metaformer_export.models.family import BuildOptions
@@ -38,7 +39,7 @@ def test_nodes_know_their_module(traced_small_gf: Traced, small_gf: nn.Module) -
 def test_every_opset_lowers_to_a_valid_model_that_agrees(small_gf: nn.Module, opset: int, form: str) -> None:
     model = lower(trace(small_gf, support.spec_for("hornet_test_gf"), opset), form).model
     assert model.opset_imports[""] == opset
-    check(to_proto(model))
+    check(ir.to_proto(model))
     for batch in (1, 3):
         x = support.image(batch, 3, 224, 224)
         assert support.relative_error(support.run_model(model, x)[0], eager.run(small_gf, x)[0]) <= 1e-4
@@ -71,7 +72,7 @@ def test_wrong_opsets_and_training_mode_are_refused() -> None:
 
 
 def test_an_invalid_graph_does_not_pass_the_check(traced_small_7x7: Traced) -> None:
-    proto = to_proto(lower(traced_small_7x7, "portable").model)
+    proto = ir.to_proto(lower(traced_small_7x7, "portable").model)
     bad = onnx.ModelProto()
     bad.CopyFrom(proto)
     bad.graph.node[0].input[0] = "nowhere"

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Graphs as files: one .onnx, and beside it the weights where protobuf's 2 GiB would not hold them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+LARGEST = 1_900_000_000
+"""Bytes of weights up to which they go into the .onnx file itself."""
+_SMALL = 1024
+"""Bytes up to which a constant always stays in the graph: shapes and indices that a reader needs to infer types."""
+_PAGE = 4096
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """A model as it is written.
+
+    Attributes:
+        graph: content of the .onnx file.
+        weights: what the graph refers to in a file beside it, by name and in order; empty for most models.
+    """
+
+    graph: bytes
+    weights: dict[str, NDArray[Any]] = field(default_factory=dict)
+
+    def write(self, path: Path) -> None:
+        """Write `path` and, where there are weights outside the graph, `path`.data."""
+        path.write_bytes(self.graph)
+        if not self.weights:
+            return
+        with _data_path(path).open("wb") as file:
+            for offset, array in zip(_offsets(self.weights), self.weights.values(), strict=True):
+                file.seek(offset)
+                file.write(np.ascontiguousarray(array).view(np.uint8).data)
+
+
+def _data_path(path: Path) -> Path:
+    return path.with_name(f"{path.name}.data")
+
+
+def serialize(model: ir.Model, name: str = "model.onnx", largest: int = LARGEST) -> ModelFile:
+    """Serialise a model that will be written as `name`; the model is left as it is."""
+    if sum(tensor.nbytes for _, tensor in _tensors(model)) <= largest:
+        return ModelFile(ir.to_proto(model).SerializeToString())
+    model = model.clone()
+    outside = [(value, tensor) for value, tensor in _tensors(model) if tensor.nbytes > _SMALL]
+    weights = {str(value.name): tensor.numpy() for value, tensor in outside}
+    for (value, tensor), offset in zip(outside, _offsets(weights), strict=True):
+        location, shape = _data_path(Path(name)).name, ir.Shape(tensor.numpy().shape)
+        value.const_value = ir.ExternalTensor(
+            location, offset, tensor.nbytes, tensor.dtype, shape=shape, name=str(value.name)
+        )
+    return ModelFile(ir.to_proto(model).SerializeToString(), weights)
+
+
+def skeleton(model: ir.Model) -> onnx.ModelProto:
+    """The graph with its large weights as inputs: all that a check of types and shapes needs, of any size."""
+    model = model.clone()
+    for value, tensor in list(_tensors(model)):
+        if tensor.nbytes > _SMALL:
+            del model.graph.initializers[str(value.name)]
+            value.shape, value.dtype, value.const_value = ir.Shape(tensor.numpy().shape), tensor.dtype, None
+            model.graph.inputs.append(value)
+    return ir.to_proto(model)
+
+
+def _tensors(model: ir.Model) -> Iterator[tuple[ir.Value, ir.TensorProtocol]]:
+    for value in model.graph.initializers.values():
+        if value.const_value is not None:
+            yield value, value.const_value
+
+
+def _offsets(weights: dict[str, NDArray[Any]]) -> list[int]:
+    """Where each array begins in the file of weights: on pages, so that readers can map them."""
+    sizes = [-(-array.nbytes // _PAGE) * _PAGE for array in weights.values()]
+    return [0, *np.cumsum(sizes).tolist()[:-1]]
