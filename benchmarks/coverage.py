@@ -147,8 +147,8 @@ def markdown(rows: list[Row], made: dict[str, str]) -> str:
         f"(at most {limits['fp32'].max_rel:g}); `fp16` likewise, with every tensor rounded "
         f"(largest at most {limits['fp16'].max_rel:g}, rms at most {limits['fp16'].rms_rel:g}).",
         f"`alone` is how far an image in a batch of three is from the same image alone (at most {ALONE:g}).",
-        "Models that cluster are held to this with eager's clusters; `clusters` is the share of tokens that the export, "
-        "running freely, puts into eager's cluster, in fp32 and in fp16.",
+        "Models that cluster are held to this with eager's clusters; `clusters` is the share of tokens that the",
+        "export, running freely, puts into eager's cluster, in fp32 and in fp16.",
         "`export` is trace, lower and check, in seconds on that (busy) machine.",
         "",
         "| variant | parameters | nodes | fp32 max | fp16 max | fp16 rms | alone | clusters | export | model.onnx | |",
