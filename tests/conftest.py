@@ -11,8 +11,9 @@ from torch import nn
 
 from metaformer_export.artifacts import Traced
 from metaformer_export.export.trace import trace
-from metaformer_export.models import hornet, registry
+from metaformer_export.models import boat_swin, hornet, registry
 from metaformer_export.models.family import BuildOptions
+from metaformer_export.models.swin import SwinConfig
 
 settings.register_profile("default", deadline=None, max_examples=30, derandomize=True)
 settings.load_profile("default")
@@ -33,6 +34,18 @@ def small_gf() -> nn.Module:
 @pytest.fixture(scope="session")
 def traced_small_gf(small_gf: nn.Module) -> Traced:
     return trace(small_gf, support.spec_for("hornet_test_gf"))
+
+
+@pytest.fixture(scope="session")
+def small_boat() -> nn.Module:
+    """BOAT-Swin with one clustering in each of three stages."""
+    config = SwinConfig(16, (2, 2, 2, 1), (1, 2, 4, 8))
+    return support.fill_golden(boat_swin.build(config, BuildOptions(num_classes=10)))
+
+
+@pytest.fixture(scope="session")
+def traced_small_boat(small_boat: nn.Module) -> Traced:
+    return trace(small_boat, support.spec_for("boat_test"))
 
 
 @pytest.fixture(scope="session")
