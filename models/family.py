@@ -12,6 +12,8 @@ from ..errors import ImageSizeError
 if TYPE_CHECKING:
     from torch import nn
 
+    from .name_maps import NameMap
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -129,7 +131,9 @@ class Family:
         classifier_only: prefixes of parameters that a features model does not have.
         feature_norms: prefixes of parameters that only a features model has.
         stages: number of stage maps.
+        derived: endings of names of tensors in the authors' files that follow from the sizes; not read.
         features: what `features=True` returns, or "" if the family has no stage maps.
+        name_maps: other libraries' names of the parameters.
     """
 
     name: str
@@ -140,4 +144,6 @@ class Family:
     classifier_only: tuple[str, ...] = ("norm.", "head.")
     feature_norms: tuple[str, ...] = ()
     stages: int = 4
+    derived: tuple[str, ...] = ()
     features: str = ""
+    name_maps: tuple[NameMap, ...] = ()

@@ -23,10 +23,13 @@ def fill(model: nn.Module, seed: int) -> None:
     for name, parameter in model.named_parameters():
         generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}:{name}".encode()))
         noise = torch.randn(parameter.shape, generator=generator)
-        parameter.copy_(_scaled(name.rsplit(".", 1)[-1], noise).to(parameter.dtype))
+        parameter.copy_(_scaled(name, noise).to(parameter.dtype))
 
 
-def _scaled(leaf: str, noise: Tensor) -> Tensor:
+def _scaled(name: str, noise: Tensor) -> Tensor:
+    *_, module, leaf = f".{name}".split(".")
+    if module.startswith("res_scale"):  # on the residual itself: halving it in every block amplifies rounding errors
+        return 1.0 + 0.1 * noise
     if leaf in _SPREAD:
         return _SPREAD[leaf] * noise
     if leaf == "random_matrix":  # weights of an average

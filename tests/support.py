@@ -59,7 +59,7 @@ def golden_state_dict(name: str, dtype: torch.dtype = torch.float32) -> dict[str
     """The golden weights of a model under the names of its golden file."""
     data = golden.load(GOLDEN / f"{name}.npz")
     filled = golden.fill_state_dict(data["keys"], data["shapes"])
-    return {key: torch.from_numpy(array).to(dtype) for key, array in filled.items()}
+    return {str(key): torch.from_numpy(array).to(dtype) for key, array in filled.items()}
 
 
 def fill_golden(module: nn.Module) -> nn.Module:
