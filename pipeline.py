@@ -23,12 +23,14 @@ from .artifacts import (
     ParityReport,
 )
 from .calibration.images import ImageSet, load_images
-from .errors import InputError
+from .errors import CheckpointError, InputError
 from .export.lower import check, lower, to_proto
 from .export.ops.mixer_op import DOMAIN
 from .export.precision import convert, out_of_range
 from .export.trace import BFLOAT16_OPSET, DEFAULT_OPSET, OPSETS, trace
 from .models import registry
+from .models.checkpoints import Checkpoint, read_checkpoint
+from .models.identify import identify
 from .models.loading import LoadedModel, load_model
 from .options import ExportOptions
 from .output import MANIFEST, check_output, staged
@@ -84,11 +86,13 @@ def run_export(options: ExportOptions, progress: Progress | None = None) -> Expo
         InputError: something about the request cannot be; nothing was written.
     """
     progress = progress or Silent()
+    options, read, notes = _recognised(options, progress)
     options = _resolved(options)
     folder = _default_folder(options) if options.output is None else Path(options.output)
     replaced = check_output(folder)
-    loaded, images = _load(options, progress)
-    notes = list(loaded.notes)
+    loaded, images = _load(options, read or options.checkpoint, progress)
+    del read  # as large as the model
+    notes += loaded.notes
     for text in notes:
         progress.note(text)
     lowered = _lower(loaded, options, progress)
@@ -101,9 +105,31 @@ def run_export(options: ExportOptions, progress: Progress | None = None) -> Expo
     return _write(result, files, images, options, progress)
 
 
+def _recognised(options: ExportOptions, progress: Progress) -> tuple[ExportOptions, Checkpoint | None, list[str]]:
+    """The options with a model; where the checkpoint had to be read to find out which, also that and a note."""
+    if options.model is not None or options.checkpoint is None:
+        return options, None, []
+    with progress.stage("inspect") as done:
+        read = read_checkpoint(options.checkpoint)
+        found = identify(read)
+        done(f"{read.path.name} is a {found.kind} of {found.variant.name}")
+    if found.kind != "classifier" and not options.features:
+        raise CheckpointError(
+            f"checkpoint {read.path} is the {found.kind} of a {found.variant.short_name}, without a classifier; "
+            "add --features to export its stage maps."
+        )
+    return replace(options, model=found.variant.name), read, [found.note] if found.note else []
+
+
+def _model(options: ExportOptions) -> str:
+    if options.model is None:
+        raise InputError("an export needs a model, or a checkpoint to take it from.")
+    return options.model
+
+
 def _resolved(options: ExportOptions) -> ExportOptions:
     """Defaults that depend on other options, and combinations that cannot be."""
-    registry.find(options.model)
+    registry.find(_model(options))
     opset = options.opset
     if opset is not None and opset not in OPSETS:
         raise InputError(f"--opset {opset} is not supported; use {OPSETS.start} to {OPSETS[-1]}.")
@@ -120,7 +146,7 @@ def _resolved(options: ExportOptions) -> ExportOptions:
 
 def _default_folder(options: ExportOptions) -> Path:
     """build/NAME-PRECISION, with what differs from the model's default in between."""
-    _, variant = registry.find(options.model)
+    _, variant = registry.find(_model(options))
     parts = [variant.short_name]
     if options.features:
         parts.append("features")
@@ -129,11 +155,13 @@ def _default_folder(options: ExportOptions) -> Path:
     return Path("build") / "-".join([*parts, options.precision])
 
 
-def _load(options: ExportOptions, progress: Progress) -> tuple[LoadedModel, ImageSet]:
+def _load(
+    options: ExportOptions, checkpoint: str | Path | Checkpoint | None, progress: Progress
+) -> tuple[LoadedModel, ImageSet]:
     with progress.stage("load") as done:
         loaded = load_model(
-            options.model,
-            checkpoint=options.checkpoint,
+            _model(options),
+            checkpoint=checkpoint,
             num_classes=options.num_classes,
             image_size=options.resolution,
             features=options.features,

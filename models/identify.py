@@ -25,7 +25,7 @@ _Shapes = dict[str, tuple[int, ...]]
 
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 _CLOSEST = 8
-"""Parameter counts that are tried; the right one comes first, but for a file without a classifier."""
+"""Parameter counts that are tried for a file without a classifier, whose head may have been large or small."""
 _LIKE = 0.8
 """Share of equal tensors from which a file is called like a model."""
 
@@ -152,11 +152,12 @@ def identify(read: Checkpoint) -> Identity:
     for found in (_Found.of(read.tensors, family) for family in registry.FAMILIES):
         if not found.stem or 0 in found.stem:
             continue
-        for group in islice(found.candidates(), _CLOSEST):
+        for group in islice(found.candidates(), 1 if found.head else _CLOSEST):
             if fitting := [variant for variant in group if found.likeness(variant) == 1]:
                 return _identity(found, fitting, read.path.name)
     raise CheckpointError(
-        f"checkpoint {read.path} is not recognised.{likeliest(read.tensors)} Give its model with --model."
+        f"checkpoint {read.path} is not recognised: it is of no model this tool knows, not wholly."
+        f"{likeliest(read.tensors)} With --model NAME you learn what differs from that model."
     )
 
 

@@ -71,15 +71,14 @@ def to_authors(tensors: Mapping[str, Tensor], family: Family) -> tuple[dict[str,
     used = next((each for each in family.name_maps if each.recognises(inner)), None)
     if used is None:
         return kept, None
-    renamed: dict[str, Tensor] = {}
-    for name, tensor in kept.items():
-        new = name
-        if not detector:
-            new = used.rename(name)
-        elif name.startswith(PREFIX):
-            new = PREFIX + used.rename(name.removeprefix(PREFIX))
-        renamed[name if new in renamed else new] = tensor  # of two that collide, one stays: unexpected, thus refused
-    return renamed, used
+    renamed = {_renamed(name, used, detector): tensor for name, tensor in kept.items()}
+    return (renamed, used) if len(renamed) == len(kept) else (kept, None)  # names that collide are nobody's
+
+
+def _renamed(name: str, used: NameMap, detector: bool) -> str:
+    if not detector:
+        return used.rename(name)
+    return PREFIX + used.rename(name.removeprefix(PREFIX)) if name.startswith(PREFIX) else name
 
 
 def reshaped(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
