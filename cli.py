@@ -236,14 +236,14 @@ def _list(as_json: bool) -> int:
     if as_json:
         click.echo(json.dumps([registry.describe(*each) for each in registry.variants()], indent=2))
         return 0
-    click.echo(f"{'name':24s}{'short name':20s}{'parameters':>11s}{'size':>6s}  can do")
+    click.echo(f"{'name':24s}{'short name':24s}{'parameters':>11s}{'size':>6s}  can do")
     for family, variant in registry.variants():
         can = [variant.size_rule.describe(), *variant.mixer_ops]
         if family.features and not variant.isotropic:
             can.insert(1, "--features")
         millions = f"{variant.parameters / 1e6:.1f} M"
         click.echo(
-            f"{variant.name:24s}{variant.short_name:20s}{millions:>11s}{variant.image_size:6d}  {', '.join(can)}"
+            f"{variant.name:24s}{variant.short_name:24s}{millions:>11s}{variant.image_size:6d}  {', '.join(can)}"
         )
     return 0
 

@@ -19,6 +19,7 @@ from metaformer_export.models.loading import load_model
 from metaformer_export.models.name_maps import NameMap, reshaped, to_authors
 
 GOLDENS = [path for source in ("timm", "huggingface") for path in sorted((support.GOLDEN / source).glob("*.npz"))]
+MARKED = [pytest.param(path, marks=[pytest.mark.slow] if "large" in path.stem else []) for path in GOLDENS]
 TITLES = {"timm": "timm", "huggingface": "Hugging Face"}
 
 
@@ -30,7 +31,7 @@ def test_every_golden_is_here() -> None:
     assert len(GOLDENS) == 8
 
 
-@pytest.mark.parametrize("path", GOLDENS, ids=lambda path: f"{path.parent.name}-{path.stem}")
+@pytest.mark.parametrize("path", MARKED, ids=lambda path: f"{path.parent.name}-{path.stem}")
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_a_file_gives_what_its_library_computes(path: Path, suffix: str, tmp_path: Path) -> None:
     data, state, file = support.golden.load(path), _state(path.parent.name, path.stem), tmp_path / f"weights{suffix}"
