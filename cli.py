@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 from rich.console import Console
 
+from .cli_inspect import inspect_command
 from .errors import InputError, LoweringError, MetaformerExportError
 from .options import BatchRange, ExportOptions, parse_resolution
 from .version import __version__
@@ -34,7 +36,7 @@ _SECTIONS = {
 }
 
 
-class _Sectioned(click.Command):
+class _Sectioned(click.Group):
     """Help with the options under headings."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -45,6 +47,7 @@ class _Sectioned(click.Command):
             records = [parameter.get_help_record(ctx) for parameter in parameters]
             with formatter.section(title):
                 formatter.write_dl([record for record in records if record is not None])
+        self.format_commands(ctx, formatter)
 
 
 class _ConsoleProgress:
@@ -77,14 +80,20 @@ class _ConsoleProgress:
         return progress
 
 
-@click.command(cls=_Sectioned, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80})
-@click.option("--model", metavar="NAME", help="Model to export, for instance hornet_t.")
+@click.group(
+    cls=_Sectioned,
+    invoke_without_command=True,
+    subcommand_metavar="[COMMAND]",
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80},
+)
+@click.option("--model", metavar="NAME", help="Model to export, for instance hornet_t. [default: the checkpoint's]")
 @click.option("--list", "list_models", is_flag=True, help="List the models and stop.")
 @click.option(
     "--checkpoint",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Weights: .pth, .pt, .bin or .safetensors. Without: seeded random weights.",
+    help="Weights: .pth, .pt, .bin or .safetensors, under the authors', timm's or Hugging Face's names. "
+    "Without: seeded random weights.",
 )
 @click.option("--num-classes", type=int, metavar="N", help="Classes of the head. [default: the checkpoint's, or 1000]")
 @click.option("--features", is_flag=True, help="Export the stage maps for dense prediction instead of logits.")
@@ -127,13 +136,17 @@ def command(context: click.Context, /, **given: Any) -> int:
     \b
     Examples:
       metaformer-export --model hornet_t --fp16
-      metaformer-export --model hornet_s_gf --checkpoint hornet_small_gf.pth
+      metaformer-export --checkpoint hornet_small_gf.pth --fp16
+      metaformer-export inspect hornet_small_gf.pth
       metaformer-export --model hornet_t --features --resolution 256x320
 
     Exit codes: 0 done and parity holds; 1 parity failed (the files are kept,
     marked failed); 2 wrong input, nothing written; 3 something needed is missing;
     70 a defect of this tool; 130 interrupted.
     """
+    if context.invoked_subcommand is not None:
+        _refuse_export_options(context, given)
+        return 0
     if given["verbose"]:
         logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(message)s")
         logging.getLogger(__package__).setLevel(logging.DEBUG)
@@ -146,6 +159,9 @@ def command(context: click.Context, /, **given: Any) -> int:
     result = run_export(options, progress)
     _print_summary(result, given["as_json"])
     return 0 if result.parity.passed else 1
+
+
+command.add_command(inspect_command)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -184,13 +200,24 @@ def _fail(message: str, code: int, debug: bool) -> int:
     return code
 
 
+def _refuse_export_options(context: click.Context, given: dict[str, Any]) -> None:
+    """InputError for an option of the export before the name of another command."""
+    typed = {name for name in given if context.get_parameter_source(name) is ParameterSource.COMMANDLINE} - {"debug"}
+    wrong = [parameter.opts[-1] for parameter in context.command.params if parameter.name in typed]
+    if wrong:
+        raise InputError(f"{wrong[0]} does not go with {context.invoked_subcommand}, whose own options come after it.")
+
+
 def _options(given: dict[str, Any]) -> ExportOptions:
-    if not given["model"]:
-        raise InputError("give a model with --model NAME; --list shows them, --help explains the rest.")
+    if not given["model"] and given["checkpoint"] is None:
+        raise InputError(
+            "give a model with --model NAME, or weights with --checkpoint FILE; --list shows the models, "
+            "--help explains the rest."
+        )
     if given["fp16"] and given["bf16"]:
         raise InputError("--fp16 and --bf16 exclude each other.")
     return ExportOptions(
-        model=given["model"],
+        model=given["model"] or None,
         checkpoint=given["checkpoint"],
         precision="fp16" if given["fp16"] else "bf16" if given["bf16"] else "fp32",
         resolution=None if given["resolution"] is None else parse_resolution(given["resolution"]),
@@ -213,14 +240,14 @@ def _list(as_json: bool) -> int:
     if as_json:
         click.echo(json.dumps([registry.describe(*each) for each in registry.variants()], indent=2))
         return 0
-    click.echo(f"{'name':24s}{'short name':20s}{'parameters':>11s}{'size':>6s}  can do")
+    click.echo(f"{'name':24s}{'short name':24s}{'parameters':>11s}{'size':>6s}  can do")
     for family, variant in registry.variants():
         can = [variant.size_rule.describe(), *variant.mixer_ops]
         if family.features and not variant.isotropic:
             can.insert(1, "--features, --neck" if family.necks else "--features")
         millions = f"{variant.parameters / 1e6:.1f} M"
         click.echo(
-            f"{variant.name:24s}{variant.short_name:20s}{millions:>11s}{variant.image_size:6d}  {', '.join(can)}"
+            f"{variant.name:24s}{variant.short_name:24s}{millions:>11s}{variant.image_size:6d}  {', '.join(can)}"
         )
     return 0
 

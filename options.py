@@ -45,9 +45,12 @@ def parse_resolution(text: str) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """One export. Fields are the options of the command line; None is the model's own default."""
+    """One export. Fields are the options of the command line; None is the model's own default.
 
-    model: str
+    Without a model, it is the one that the checkpoint is of.
+    """
+
+    model: str | None = None
     checkpoint: str | Path | None = None
     precision: Precision = "fp32"
     resolution: tuple[int, int] | None = None

@@ -3,12 +3,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 import onnx_ir as ir
 from torch import nn
@@ -24,17 +22,18 @@ from .artifacts import (
     ParityReport,
 )
 from .calibration.images import ImageSet, load_images
-from .errors import InputError
 from .export.lower import check, lower
 from .export.ops.mixer_op import DOMAIN
 from .export.precision import convert, out_of_range
 from .export.serialize import ModelFile, serialize, skeleton
-from .export.trace import BFLOAT16_OPSET, DEFAULT_OPSET, OPSETS, trace
-from .models import registry
+from .export.trace import DEFAULT_OPSET, trace
+from .models.checkpoints import Checkpoint
 from .models.loading import LoadedModel, load_model
 from .options import ExportOptions
 from .output import MANIFEST, check_output, staged
+from .progress import Progress, Silent
 from .report import manifest_of, to_html, to_json
+from .request import default_folder, model_name, recognised, resolved
 from .runtime import bench, clustering_parity, eager, onnxruntime, parity
 from .runtime.clustering import Clusterings, EagerDecisions, decisions
 from .runtime.observe import largest_magnitudes, rounded
@@ -42,28 +41,6 @@ from .runtime.threads import available_threads
 
 _FILES = {"portable": "model.onnx", "plugin": "model.plugin.onnx"}
 _BENCH_SECONDS = 8.0
-
-
-class Progress(Protocol):
-    """Told what is going on; the command line shows it."""
-
-    def stage(self, title: str) -> AbstractContextManager[Callable[[str], None]]:
-        """Around one stage; what it yields takes a word on the stage's result."""
-
-    def note(self, text: str) -> None:
-        """Something the user should know."""
-
-
-class Silent:
-    """Progress for callers that do not want to hear."""
-
-    @contextmanager
-    def stage(self, title: str) -> Iterator[Callable[[str], None]]:
-        del title
-        yield lambda result: None
-
-    def note(self, text: str) -> None:
-        del text
 
 
 @dataclass(frozen=True)
@@ -87,11 +64,13 @@ def run_export(options: ExportOptions, progress: Progress | None = None) -> Expo
         InputError: something about the request cannot be; nothing was written.
     """
     progress = progress or Silent()
-    options = _resolved(options)
-    folder = _default_folder(options) if options.output is None else Path(options.output)
+    options, read, notes = recognised(options, progress)
+    options = resolved(options)
+    folder = default_folder(options) if options.output is None else Path(options.output)
     replaced = check_output(folder)
-    loaded, images = _load(options, progress)
-    notes = list(loaded.notes)
+    loaded, images = _load(options, read or options.checkpoint, progress)
+    del read  # as large as the model
+    notes += loaded.notes
     for text in notes:
         progress.note(text)
     lowered = _lower(loaded, options, progress)
@@ -105,41 +84,13 @@ def run_export(options: ExportOptions, progress: Progress | None = None) -> Expo
     return _write(result, files, images, options, progress)
 
 
-def _resolved(options: ExportOptions) -> ExportOptions:
-    """Defaults that depend on other options, and combinations that cannot be."""
-    registry.find_neck(*registry.find(options.model), options.neck, features=options.features)
-    opset = options.opset
-    if opset is not None and opset not in OPSETS:
-        raise InputError(f"--opset {opset} is not supported; use {OPSETS.start} to {OPSETS[-1]}.")
-    if options.precision == "bf16":
-        if opset is not None and opset < BFLOAT16_OPSET:
-            raise InputError(
-                f"--bf16 needs opset {BFLOAT16_OPSET} or later (Conv has no bfloat16 before); got {opset}."
-            )
-        opset = opset or BFLOAT16_OPSET
-    if options.io == "fp16" and options.precision != "fp16":
-        raise InputError("--io fp16 goes with --fp16.")
-    return replace(options, opset=opset or DEFAULT_OPSET)
-
-
-def _default_folder(options: ExportOptions) -> Path:
-    """build/NAME-PRECISION, with what differs from the model's default in between."""
-    _, variant = registry.find(options.model)
-    parts = [variant.short_name]
-    if options.features:
-        parts.append("features")
-    if options.neck:
-        parts.append(options.neck)
-    if options.resolution is not None and options.resolution != (variant.image_size, variant.image_size):
-        parts.append("x".join(map(str, options.resolution)))
-    return Path("build") / "-".join([*parts, options.precision])
-
-
-def _load(options: ExportOptions, progress: Progress) -> tuple[LoadedModel, ImageSet]:
+def _load(
+    options: ExportOptions, checkpoint: str | Path | Checkpoint | None, progress: Progress
+) -> tuple[LoadedModel, ImageSet]:
     with progress.stage("load") as done:
         loaded = load_model(
-            options.model,
-            checkpoint=options.checkpoint,
+            model_name(options),
+            checkpoint=checkpoint,
             num_classes=options.num_classes,
             image_size=options.resolution,
             features=options.features,
@@ -217,7 +168,7 @@ def _ways(files: tuple[_File, ...], options: ExportOptions) -> dict[str, _Way]:
     ways = {}
     for file in files:
         if options.precision != "bf16":  # ONNX Runtime's CPU cannot run it
-            model = partial(_model, file.converted)
+            model = partial(_graph_of, file.converted)
             ways[f"{file.name} in {onnxruntime.NAME}"] = _Way(partial(_open, file.data), model)
         if options.precision != "fp32":
             model = partial(rounded, file.converted)
@@ -225,7 +176,7 @@ def _ways(files: tuple[_File, ...], options: ExportOptions) -> dict[str, _Way]:
     return ways
 
 
-def _model(converted: Converted) -> ir.Model:
+def _graph_of(converted: Converted) -> ir.Model:
     return converted.model
 
 

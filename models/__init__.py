@@ -25,8 +25,8 @@ def create_model(
 
     Args:
         name: full or short name, for instance "hornet_tiny_gf" or "hornet_t_gf".
-        checkpoint: .pth, .pt, .bin or .safetensors under the authors' names; None fills the weights
-            from the seed, with every branch alive.
+        checkpoint: .pth, .pt, .bin or .safetensors, under the authors' names, timm's or Hugging Face's;
+            None fills the weights from the seed, with every branch alive.
         num_classes: None takes the checkpoint's, or 1000.
         image_size: side or (height, width) in pixels that the model will be run at; checked against
             what the family allows. None is the variant's own size.

@@ -12,6 +12,8 @@ from ..errors import ImageSizeError
 if TYPE_CHECKING:
     from torch import nn
 
+    from .name_maps import NameMap
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -157,6 +159,7 @@ class Family:
         features: what `features=True` returns, or "" if the family has no stage maps.
         stage_channels: channels of each stage map, from a variant's config; a family with necks needs it.
         necks: detection necks that may follow the stage maps.
+        name_maps: other libraries' names of the parameters.
     """
 
     name: str
@@ -171,3 +174,4 @@ class Family:
     features: str = ""
     stage_channels: Callable[[Any], tuple[int, ...]] = _no_stages
     necks: tuple[Neck, ...] = ()
+    name_maps: tuple[NameMap, ...] = ()

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .family import BuildOptions, Family, SizeRule, Variant
 from .mixers.focal_modulation import FocalModulation
+from .name_maps import NameMap, numbered
 
 _EPS = 1e-5
 
@@ -193,11 +194,47 @@ def _large(
     return Variant(f"focalnet_{size}_fl{levels}", f"focalnet_{short}_fl{levels}", config, parameters)
 
 
+_TIMM = NameMap(
+    source="timm",
+    recognised_by=(r"stem\.proj\.weight", r"layers[._]\d+\.blocks\.\d+\.modulation\.f\.weight"),
+    rules=(
+        (r"^stem\.", "patch_embed."),
+        (r"^layers_(\d+)\.", r"layers.\1."),
+        (r"^layers\.(\d+)\.downsample\.", numbered("layers.{}.downsample.", plus=-1)),
+        (r"\.norm([12])_post\.", r".norm\1."),
+        (r"\.ls([12])\.gamma$", r".gamma_\1"),
+        (r"\.modulation\.norm\.", ".modulation.ln."),
+        (r"^head\.fc\.", "head."),
+    ),
+    variants=r"focalnet_.*(?<!_iso)",
+    adapt=lambda config: replace(config, normalize=False),
+    differs="the modulation's sum is not divided by the number of its terms",
+)
+_HUGGINGFACE = NameMap(
+    source="huggingface",
+    recognised_by=(r"(focalnet\.)?encoder\.stages\.\d+\.layers\.\d+\.modulation\.projection_in\.weight",),
+    rules=(
+        (r"^focalnet\.", ""),
+        (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
+        (r"^embeddings\.norm\.", "patch_embed.norm."),
+        (r"^encoder\.stages\.(\d+)\.layers\.", r"layers.\1.blocks."),
+        (r"^encoder\.stages\.(\d+)\.downsample\.projection\.", r"layers.\1.downsample.proj."),
+        (r"^encoder\.stages\.(\d+)\.downsample\.", r"layers.\1.downsample."),
+        (r"\.modulation\.projection_in\.", ".modulation.f."),
+        (r"\.modulation\.projection_context\.", ".modulation.h."),
+        (r"\.modulation\.projection_out\.", ".modulation.proj."),
+        (r"\.modulation\.layernorm\.", ".modulation.ln."),
+        (r"^layernorm\.", "norm."),
+        (r"^classifier\.", "head."),
+    ),
+)
+
 FAMILY = Family(
     name="focalnet",
     title="FocalNet",
     build=FocalNet,
     features="four stage maps as they leave the stages",
+    name_maps=(_TIMM, _HUGGINGFACE),
     variants=(
         *_small("tiny", 96, _T, (28_427_116, 28_647_928)),
         *_small("small", 96, _SB, (49_891_216, 50_342_440)),

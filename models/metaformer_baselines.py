@@ -17,6 +17,7 @@ from .mixers.pooling import ChannelsLastPooling
 from .mixers.random_mixing import RandomMixing
 from .mixers.self_attention import SelfAttention
 from .mixers.separable_conv import SeparableConv, StarReLU
+from .name_maps import NameMap, numbered
 from .norms import ImageLayerNorm
 
 Mixer = Literal["identity", "random", "pool", "conv", "attention"]
@@ -36,12 +37,14 @@ class BaselineConfig:
     Attributes:
         token_norm: LayerNorm over the channels of each token in the blocks, not over the whole map; such models
             also have an MLP as head.
+        head_eps: of the norm inside that MLP.
     """
 
     depths: _Four
     dims: _Four
     mixers: tuple[Mixer, ...]
     token_norm: bool = False
+    head_eps: float = 1e-5
 
     def norm(self, dim: int) -> nn.Module:
         return nn.LayerNorm(dim, _EPS, bias=False) if self.token_norm else ImageLayerNorm(dim, _EPS)
@@ -106,10 +109,10 @@ class Mlp(nn.Module):
 class MlpHead(nn.Module):
     """(B, C) -> (B, num_classes): linear to 4C, squared ReLU, LayerNorm, linear."""
 
-    def __init__(self, dim: int, num_classes: int) -> None:
+    def __init__(self, dim: int, num_classes: int, eps: float) -> None:
         super().__init__()
         self.fc1 = nn.Linear(dim, 4 * dim)
-        self.norm = nn.LayerNorm(4 * dim, 1e-5)
+        self.norm = nn.LayerNorm(4 * dim, eps)
         self.fc2 = nn.Linear(4 * dim, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -159,7 +162,9 @@ class Baseline(nn.Module):
         dim = config.dims[-1]
         self.norm = nn.LayerNorm(dim, _EPS)
         self.head: nn.Module = (
-            MlpHead(dim, options.num_classes) if config.token_norm else nn.Linear(dim, options.num_classes)
+            MlpHead(dim, options.num_classes, config.head_eps)
+            if config.token_norm
+            else nn.Linear(dim, options.num_classes)
         )
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
@@ -222,13 +227,33 @@ def _variant(name: str, config: BaselineConfig, parameters: int, size_rule: Size
     )
 
 
+_TIMM = NameMap(
+    source="timm",
+    recognised_by=(r"stem\.norm\.weight", r"stages[._]\d+\.blocks\.\d+\.mlp\.act\.scale"),
+    rules=(
+        (r"^stem\.conv\.", "downsample_layers.0.conv."),
+        (r"^stem\.norm\.", "downsample_layers.0.post_norm."),
+        (r"^stages[._](\d+)\.downsample\.conv\.", numbered("downsample_layers.{}.conv.")),
+        (r"^stages[._](\d+)\.downsample\.norm\.", numbered("downsample_layers.{}.pre_norm.")),
+        (r"^stages[._](\d+)\.blocks\.", r"stages.\1."),
+        (r"^head\.norm\.", "norm."),  # before the next rule, which makes another head.norm
+        (r"^head\.fc\.", "head."),
+    ),
+    variants="(poolformerv2|convformer|caformer)_.*",
+    adapt=lambda config: replace(config, head_eps=1e-6) if config.token_norm else config,
+    differs="the head's norm has an epsilon of 1e-6 instead of 1e-5",
+)
+
 FAMILY = Family(
     name="metaformer_baselines",
     title="MetaFormer baselines",
     build=Baseline,
     classifiers=("head", "head.fc2"),
     features="four stage maps as they leave the stages",
+    name_maps=(_TIMM,),
     variants=(
+        # PoolFormerV2 first: IdentityFormer has the same tensors and is the rarer file.
+        *_five("poolformerv2", ("pool",) * 4, (11_891_712, 21_341_464, 30_791_216, 56_077_168, 73_346_056), SizeRule()),
         *_five(
             "identityformer",
             ("identity",) * 4,
@@ -241,7 +266,6 @@ FAMILY = Family(
             (12_127_010, 21_812_060, 31_497_110, 56_783_062, 74_287_248),
             _FIXED,
         ),
-        *_five("poolformerv2", ("pool",) * 4, (11_891_712, 21_341_464, 30_791_216, 56_077_168, 73_346_056), SizeRule()),
         *_four("convformer", ("conv",) * 4, (26_774_448, 40_012_152, 57_051_640, 99_882_616)),
         *_four(
             "caformer", ("conv", "conv", "attention", "attention"), (26_341_656, 39_297_102, 56_204_878, 98_753_614)

@@ -5,7 +5,7 @@ arXiv:2111.11418).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -16,6 +16,7 @@ from .family import BuildOptions, Family, Preprocessing, SizeRule, Variant
 from .mixers.pooling import Pooling
 from .mixers.self_attention import ChannelsFirstAttention
 from .mixers.spatial_fc import SpatialFc
+from .name_maps import NameMap, numbered
 from .norms import ChannelLayerNorm
 
 Mixer = Literal["pool", "identity", "attention", "spatial_fc"]
@@ -33,6 +34,7 @@ class PoolFormerConfig:
     Attributes:
         channel_norm: LayerNorm over channels instead of GroupNorm with one group.
         pos_embed: index of the stage that a position embedding is added before, or None.
+        pool_first: the head takes the mean over the map before its norm, a LayerNorm then.
     """
 
     depths: tuple[int, int, int, int]
@@ -40,6 +42,7 @@ class PoolFormerConfig:
     mixers: tuple[Mixer, ...] = _POOL
     channel_norm: bool = False
     pos_embed: int | None = None
+    pool_first: bool = False
 
     def norm(self, dim: int) -> nn.Module:
         return ChannelLayerNorm(dim, _EPS) if self.channel_norm else nn.GroupNorm(1, dim, _EPS)
@@ -136,7 +139,8 @@ class PoolFormer(nn.Module):
             for name, dim in zip(self.ends.values(), config.dims, strict=True):
                 self.add_module(name, config.norm(dim))
             return
-        self.norm = config.norm(config.dims[-1])
+        self.pool_first = config.pool_first
+        self.norm = nn.LayerNorm(config.dims[-1], 1e-6) if config.pool_first else config.norm(config.dims[-1])
         self.head = nn.Linear(config.dims[-1], options.num_classes)
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
@@ -148,7 +152,8 @@ class PoolFormer(nn.Module):
                 maps.append(self.get_submodule(self.ends[i])(x))
         if self.features:
             return tuple(maps)
-        logits: Tensor = self.head(self.norm(x).mean((-2, -1)))
+        pooled = self.norm(x.mean((-2, -1))) if self.pool_first else self.norm(x).mean((-2, -1))
+        logits: Tensor = self.head(pooled)
         return logits
 
 
@@ -187,12 +192,44 @@ def _hybrid(last: Mixer, from_stage: int) -> PoolFormerConfig:
     return PoolFormerConfig(*_S12, mixers)
 
 
+_TIMM = NameMap(
+    source="timm",
+    recognised_by=(r"stem\.conv\.weight", r"stages[._]\d+\.blocks\.\d+\.layer_scale1\.scale"),
+    rules=(
+        (r"^stem\.conv\.", "patch_embed.proj."),
+        (r"^stages[._](\d+)\.blocks\.", numbered("network.{}.", times=2)),
+        (r"^stages[._](\d+)\.downsample\.conv\.", numbered("network.{}.proj.", times=2, plus=-1)),
+        (r"\.layer_scale([12])\.scale$", r".layer_scale_\1"),
+        (r"^head\.norm\.", "norm."),
+        (r"^head\.fc\.", "head."),
+    ),
+    variants="poolformer_.*",
+    adapt=lambda config: replace(config, pool_first=True),
+    differs="the mean over the map comes before the last norm",
+)
+_HUGGINGFACE = NameMap(
+    source="huggingface",
+    recognised_by=(r"(poolformer\.)?encoder\.block\.\d+\.\d+\.before_norm\.weight",),
+    rules=(
+        (r"^(poolformer\.)?encoder\.", ""),
+        (r"^patch_embeddings\.0\.projection\.", "patch_embed.proj."),
+        (r"^patch_embeddings\.(\d+)\.projection\.", numbered("network.{}.proj.", times=2, plus=-1)),
+        (r"^block\.(\d+)\.", numbered("network.{}.", times=2)),
+        (r"\.before_norm\.", ".norm1."),
+        (r"\.after_norm\.", ".norm2."),
+        (r"\.output\.conv([12])\.", r".mlp.fc\1."),
+        (r"^classifier\.", "head."),
+    ),
+    variants="poolformer_.*",
+)
+
 FAMILY = Family(
     name="poolformer",
     title="PoolFormer",
     build=PoolFormer,
     features="four stage maps, each through a norm of its own",
     feature_norms=tuple(f"norm{i}." for i in range(9)),
+    name_maps=(_TIMM, _HUGGINGFACE),
     variants=(
         _poolformer("s12", *_S12, 11_915_176),
         _poolformer("s24", (4, 4, 12, 4), (64, 128, 320, 512), 21_388_968),

@@ -27,8 +27,8 @@ def fill(model: nn.Module, seed: int) -> None:
 
 
 def _scaled(name: str, noise: Tensor) -> Tensor:
-    *_, module, leaf = ("", *name.split("."))
-    if module.startswith("res_scale"):  # of the residual stream: at 0.5 it would fade, and rounding errors grow
+    *_, module, leaf = f".{name}".split(".")
+    if module.startswith("res_scale"):  # on the residual itself: halving it in every block amplifies rounding errors
         return 1.0 + 0.1 * noise
     if leaf in _SPREAD:
         return _SPREAD[leaf] * noise

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -64,7 +65,12 @@ def golden_state_dict(name: str, dtype: torch.dtype = torch.float32) -> dict[str
     """The golden weights of a model under the names of its golden file."""
     data = golden.load(GOLDEN / f"{name}.npz")
     filled = golden.fill_state_dict(data["keys"], data["shapes"])
-    return {key: torch.from_numpy(array).to(dtype) for key, array in filled.items()}
+    return {str(key): torch.from_numpy(array).to(dtype) for key, array in filled.items()}
+
+
+def golden_shapes(data: dict[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a golden file's tensors."""
+    return {str(key): tuple(json.loads(str(shape))) for key, shape in zip(data["keys"], data["shapes"], strict=True)}
 
 
 def fill_golden(module: nn.Module) -> nn.Module:

@@ -15,8 +15,8 @@ from _pytest.mark import ParameterSet
 
 from metaformer_export import create_model
 from metaformer_export.models import registry
+from metaformer_export.models.building import build
 from metaformer_export.models.family import BuildOptions
-from metaformer_export.models.loading import build
 
 FILES = sorted(support.GOLDEN.glob("*.npz"), key=lambda path: path.stat().st_size)
 FP32_DECIDES_UP_TO = 1e-4

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From what was asked to what exactly is exported: the model, defaults that depend on each other, the folder."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from .errors import CheckpointError, InputError
+from .export.trace import BFLOAT16_OPSET, DEFAULT_OPSET, OPSETS
+from .models import registry
+from .models.checkpoints import Checkpoint, read_checkpoint
+from .models.identify import identify
+from .options import ExportOptions
+from .progress import Progress
+
+
+def recognised(options: ExportOptions, progress: Progress) -> tuple[ExportOptions, Checkpoint | None, list[str]]:
+    """The options with a model; where the checkpoint had to be read to find out which, also that and a note."""
+    if options.model is not None or options.checkpoint is None:
+        return options, None, []
+    with progress.stage("inspect") as done:
+        read = read_checkpoint(options.checkpoint)
+        found = identify(read)
+        done(f"{read.path.name} is a {found.kind} of {found.variant.name}")
+    if found.kind != "classifier" and not options.features:
+        raise CheckpointError(
+            f"checkpoint {read.path} is the {found.kind} of a {found.variant.short_name}, without a classifier; "
+            "add --features to export its stage maps."
+        )
+    return replace(options, model=found.variant.name), read, [found.note] if found.note else []
+
+
+def model_name(options: ExportOptions) -> str:
+    """The model that was asked for or recognised."""
+    if options.model is None:
+        raise InputError("an export needs a model, or a checkpoint to take it from.")
+    return options.model
+
+
+def resolved(options: ExportOptions) -> ExportOptions:
+    """Defaults that depend on other options, and combinations that cannot be."""
+    registry.find_neck(*registry.find(model_name(options)), options.neck, features=options.features)
+    opset = options.opset
+    if opset is not None and opset not in OPSETS:
+        raise InputError(f"--opset {opset} is not supported; use {OPSETS.start} to {OPSETS[-1]}.")
+    if options.precision == "bf16":
+        if opset is not None and opset < BFLOAT16_OPSET:
+            raise InputError(
+                f"--bf16 needs opset {BFLOAT16_OPSET} or later (Conv has no bfloat16 before); got {opset}."
+            )
+        opset = opset or BFLOAT16_OPSET
+    if options.io == "fp16" and options.precision != "fp16":
+        raise InputError("--io fp16 goes with --fp16.")
+    return replace(options, opset=opset or DEFAULT_OPSET)
+
+
+def default_folder(options: ExportOptions) -> Path:
+    """build/NAME-PRECISION, with what differs from the model's default in between."""
+    _, variant = registry.find(model_name(options))
+    parts = [variant.short_name]
+    if options.features:
+        parts.append("features")
+    if options.neck:
+        parts.append(options.neck)
+    if options.resolution is not None and options.resolution != (variant.image_size, variant.image_size):
+        parts.append("x".join(map(str, options.resolution)))
+    return Path("build") / "-".join([*parts, options.precision])
