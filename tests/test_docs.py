@@ -21,10 +21,14 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_readme_lists_every_model_as_it_is() -> None:
-    for _, variant in registry.variants():
+def test_every_model_is_documented_as_it_is() -> None:
+    models = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
+    assert f"\n{len(registry.variants())} variants;" in README
+    for family, variant in registry.variants():
         row = f"| {variant.name} | {variant.short_name} | {variant.parameters / 1e6:.1f} M | {variant.image_size} |"
-        assert row in README
+        assert f"{row} {variant.size_rule.describe()} | {', '.join(variant.mixer_ops) or '-'} |" in models
+        assert f"\n| {family.title}" in README
+        assert f"## {family.title}\n" in models
 
 
 def test_the_readme_names_every_neck() -> None:
