@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from .family import BuildOptions, Family, Variant
 from .mixers.acmix import WindowACmix
-from .swin import DERIVED, SIZES, SMALL, TINY, WINDOW, Mlp, Shifted, Swin, SwinConfig
+from .mlp import Mlp
+from .swin import DERIVED, SIZES, SMALL, TINY, WINDOW, Shifted, Swin, SwinConfig
 
 
 class Block(nn.Module):

@@ -15,7 +15,7 @@ from .boat_swin import SIZES
 from .family import BuildOptions, Family, Preprocessing, Variant
 from .mixers.cross_shaped_attention import StripeAttention
 from .mixers.feature_space_attention import FeatureSpaceAttention
-from .swin import Mlp
+from .mlp import Mlp
 
 _CONTENT_SCALE = 1.0
 """The authors' code passes qkv_bias where the scale belongs, so that it is 1; the weights were trained so."""

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from .family import BuildOptions, Family, SizeRule, Variant
 from .mixers.feature_space_attention import FeatureSpaceAttention
 from .mixers.window_attention import WindowAttention
-from .swin import BASE, DERIVED, SMALL, TINY, WINDOW, Mlp, Shifted, Swin, SwinConfig
+from .mlp import Mlp
+from .swin import BASE, DERIVED, SMALL, TINY, WINDOW, Shifted, Swin, SwinConfig
 
 SIZES = SizeRule(only=224, why="every stage needs 49 * 2^k tokens")
 

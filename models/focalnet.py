@@ -6,11 +6,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .embedding import PatchEmbed
 from .family import BuildOptions, Family, SizeRule, Variant
 from .mixers.focal_modulation import FocalModulation
+from .mlp import Mlp
 from .name_maps import NameMap, numbered
 
 _EPS = 1e-5
@@ -40,32 +41,6 @@ class FocalNetConfig:
     post_norm: bool = False
     norm_in_modulation: bool = False
     normalize: bool = False
-
-
-class PatchEmbed(nn.Module):
-    """A strided convolution and a norm: (B, C, H, W) -> (B, H / stride, W / stride, dim)."""
-
-    def __init__(self, channels: int, dim: int, side: int, stride: int, padding: int) -> None:
-        super().__init__()
-        self.proj = nn.Conv2d(channels, dim, side, stride, padding)
-        self.norm = nn.LayerNorm(dim, _EPS)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.norm(self.proj(x).permute(0, 2, 3, 1))
-        return out
-
-
-class Mlp(nn.Module):
-    """(..., C) -> (..., C): linear to 4C, GELU, linear to C."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(dim, 4 * dim)
-        self.fc2 = nn.Linear(4 * dim, dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.fc2(F.gelu(self.fc1(x)))
-        return out
 
 
 class Block(nn.Module):

@@ -10,9 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .embedding import PatchEmbed
 from .family import BuildOptions, SizeRule
 
 WINDOW = 7
@@ -36,32 +36,6 @@ class SwinConfig:
 TINY = SwinConfig(96, (2, 2, 6, 2), (3, 6, 12, 24))
 SMALL = SwinConfig(96, (2, 2, 18, 2), (3, 6, 12, 24))
 BASE = SwinConfig(128, (2, 2, 18, 2), (4, 8, 16, 32))
-
-
-class Mlp(nn.Module):
-    """Linear to `ratio` times the channels, GELU, linear back, over the last axis."""
-
-    def __init__(self, dim: int, ratio: int = 4) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(dim, ratio * dim)
-        self.fc2 = nn.Linear(ratio * dim, dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.fc2(F.gelu(self.fc1(x)))
-        return out
-
-
-class PatchEmbed(nn.Module):
-    """(B, in_chans, H, W) -> (B, H / 4, W / 4, dim): convolution 4 stride 4, then LayerNorm."""
-
-    def __init__(self, in_chans: int, dim: int) -> None:
-        super().__init__()
-        self.proj = nn.Conv2d(in_chans, dim, 4, 4)
-        self.norm = nn.LayerNorm(dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.norm(self.proj(x).permute(0, 2, 3, 1))
-        return out
 
 
 class PatchMerging(nn.Module):
@@ -123,7 +97,7 @@ class Swin(nn.Module):
     def __init__(self, config: SwinConfig, options: BuildOptions, make_blocks: Callable[[int], MakeBlock]) -> None:
         super().__init__()
         dims = [config.width * 2**i for i in range(4)]
-        self.patch_embed = PatchEmbed(options.in_chans, dims[0])
+        self.patch_embed = PatchEmbed(options.in_chans, dims[0], 4, 4)
         self.layers = nn.ModuleList(
             Stage(dim, heads, depth, make_blocks(i), last=i == 3)
             for i, (dim, heads, depth) in enumerate(zip(dims, config.heads, config.depths, strict=True))
