@@ -1,54 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PoolFormer, the MetaFormer baselines and FocalNet: small ones of every kind, in ways that the goldens do not show."""
+"""Small models of every kind, in ways that the goldens do not show."""
 
 from __future__ import annotations
-
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import support
 import torch
+from small_models import KINDS, SIDES
 from torch import nn
 
 from metaformer_export import create_model
 from metaformer_export.errors import ImageSizeError, InputError
 from metaformer_export.export.lower import lower
 from metaformer_export.export.trace import trace
-from metaformer_export.models import focalnet, metaformer_baselines, poolformer, random_weights, registry
-from metaformer_export.models.family import BuildOptions, Family
+from metaformer_export.models import (
+    acmix_swin,
+    random_weights,
+    registry,
+)
+from metaformer_export.models.family import BuildOptions
+from metaformer_export.models.swin import SwinConfig
+from metaformer_export.runtime.clustering import Clusterings, EagerDecisions, decisions
 
-_FOUR = {"depths": (1, 1, 2, 1), "dims": (32, 32, 64, 64)}
-_POOL = poolformer.PoolFormerConfig(**_FOUR)
-_CONV = metaformer_baselines.BaselineConfig(**_FOUR, mixers=("conv",) * 4, token_norm=True)
-_FOCAL = focalnet.FocalNetConfig(16, (1, 1, 2, 1), 2)
-
-KINDS: dict[str, tuple[Family, object]] = {
-    "poolformer": (poolformer.FAMILY, _POOL),
-    "metaformer_ppaa": (
-        poolformer.FAMILY,
-        replace(_POOL, mixers=("pool", "pool", "attention", "attention"), channel_norm=True, pos_embed=2),
-    ),
-    "metaformer_ppff": (poolformer.FAMILY, replace(_POOL, mixers=("pool", "pool", "spatial_fc", "spatial_fc"))),
-    "poolformerv2": (metaformer_baselines.FAMILY, replace(_CONV, mixers=("pool",) * 4, token_norm=False)),
-    "randformer": (
-        metaformer_baselines.FAMILY,
-        replace(_CONV, mixers=("identity", "identity", "random", "random"), token_norm=False),
-    ),
-    "convformer": (metaformer_baselines.FAMILY, _CONV),
-    "caformer": (metaformer_baselines.FAMILY, replace(_CONV, mixers=("conv", "conv", "attention", "attention"))),
-    "focalnet": (focalnet.FAMILY, _FOCAL),
-    "focalnet_huge": (
-        focalnet.FAMILY,
-        replace(_FOCAL, levels=3, conv_embed=True, layer_scale=True, post_norm=True, norm_in_modulation=True),
-    ),
-    "focalnet_large_fl4": (
-        focalnet.FAMILY,
-        replace(_FOCAL, levels=4, conv_embed=True, layer_scale=True, post_norm=True, normalize=True),
-    ),
-    "focalnet_iso": (focalnet.FAMILY, focalnet.FocalNetConfig(32, (3,), 3, patch=16)),
-}
-FIXED = ("metaformer_ppaa", "metaformer_ppff", "randformer")
+MIXERS = ("token_mixer", "modulation", "gnconv", "attn", "attnC", "content_attn", "conv2", "mlp", "pwconv2")
 every_kind = pytest.mark.parametrize("kind", KINDS)
 
 
@@ -60,8 +35,7 @@ def _model(kind: str, features: bool = False) -> nn.Module:
 
 
 def _images(kind: str, batch: int) -> torch.Tensor:
-    sides = (224, 224) if kind in FIXED else (64, 96)
-    return torch.from_numpy(support.image(batch, 3, *sides))
+    return torch.from_numpy(support.image(batch, 3, *SIDES.get(kind, (64, 96))))
 
 
 @every_kind
@@ -71,8 +45,8 @@ def test_random_weights_keep_every_mixer_and_mlp_alive(kind: str) -> None:
     reference = model(x).numpy()
     assert np.isfinite(reference).all()
     assert 0.1 < reference.std() < 10
-    branches = [m for name, m in model.named_modules() if name.endswith(("token_mixer", "modulation", "mlp"))]
-    assert len(branches) >= 6
+    branches = [m for name, m in model.named_modules() if name.split(".")[-1] in MIXERS]
+    assert len(branches) >= 4
     for branch in branches:
         handle = branch.register_forward_hook(lambda module, inputs, output: torch.zeros_like(output))
         assert support.relative_error(model(x).numpy(), reference) > 0.02
@@ -81,22 +55,29 @@ def test_random_weights_keep_every_mixer_and_mlp_alive(kind: str) -> None:
 
 @every_kind
 def test_an_image_does_not_see_the_others_and_float64_stays_float64(kind: str) -> None:
-    model, x = _model(kind).double(), _images(kind, 3).double()
+    model, x = _model(kind).double(), _images(kind, 5).double()
     logits = model(x)
     assert logits.dtype == torch.float64
-    for i in range(3):
-        assert support.relative_error(model(x[i : i + 1]).numpy(), logits[i : i + 1].numpy()) <= 1e-10
+    for start, stop in ((0, 1), (1, 2), (2, 4), (4, 5)):
+        assert support.relative_error(model(x[start:stop]).numpy(), logits[start:stop].numpy()) <= 1e-10
 
 
 @every_kind
-def test_the_traced_graph_runs_at_any_batch(kind: str) -> None:
-    model = _model(kind)
-    x = _images(kind, 3).numpy()
-    traced = trace(model, support.spec_for(kind, x.shape[2:]))
-    graph = lower(traced, "portable").model
-    for batch in (x[:1], x):
-        want = model(torch.from_numpy(batch)).numpy()
-        assert support.relative_error(support.run_model(graph, batch)[0], want) <= 1e-4
+def test_the_exported_graph_gives_an_image_the_same_alone_and_in_batches_of_2_and_5(kind: str) -> None:
+    model, x = _model(kind), _images(kind, 5).numpy()
+    graph = lower(trace(model, support.spec_for(kind, x.shape[2:])), "portable").model
+    (want,), orders = EagerDecisions(model)(x)
+    # Where rounding decides a clustering, eager's is given: what is left is what a batch could mix up.
+    session = Clusterings(lambda: graph, 2).follow()
+    assert set(decisions(graph.graph)) == {node for node, order in orders.items() if order.shape[-1] > 49}
+
+    def run(start: int, stop: int) -> np.ndarray:
+        return session(x[start:stop], {node: orders[node][start:stop] for node in decisions(graph.graph)})[0]
+
+    whole = run(0, 5)
+    assert support.relative_error(whole, want) <= 1e-5
+    for start, stop in ((0, 1), (1, 2), (2, 4), (4, 5)):
+        assert support.relative_error(run(start, stop), whole[start:stop]) <= 1e-5
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "focalnet_iso"])
@@ -104,7 +85,8 @@ def test_stage_maps_are_channels_first(kind: str) -> None:
     x = _images(kind, 1)
     height, width = x.shape[2:]
     maps = _model(kind, features=True)(x)
-    channels = [16, 32, 64, 128] if kind.startswith("focalnet") else [32, 32, 64, 64]
+    first = 256 if kind == "acmix_resnet" else 16
+    channels = [32, 32, 64, 64] if "former" in kind else [first * 2**i for i in range(4)]
     expected = [(1, c, height >> i, width >> i) for i, c in enumerate(channels, start=2)]
     assert [tuple(each.shape) for each in maps] == expected
     assert all(float(each.std()) > 0.05 for each in maps)
@@ -125,6 +107,30 @@ def test_poolformers_stage_norms_are_named_after_their_places() -> None:
 def test_mixers_of_one_size_refuse_others(name: str) -> None:
     with pytest.raises(ImageSizeError, match=rf"{name} works at 224x224 only \(.*one image size\); got 256x256"):
         create_model(name, image_size=256)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "message"),
+    [
+        ("boat_swin_t", 256, r"boat_swin_t works at 224x224 only \(every stage needs 49 \* 2\^k tokens\); got 256x256"),
+        ("boat_cswin_l", 448, r"boat_cswin_l works at 224x224 only"),
+        ("acmix_swin_t", 256, r"multiples of 224 up to 4032 .*; got 256x256. The nearest size that works is 224x224"),
+        ("acmix_r50", 96, r"multiples of 32 from 128 up to 4096 .* nearest size that works is 128x128"),
+        ("caformer_s18", 225, r"multiples of 32 up to 4096; got 225x225. The nearest size that works is 224x224"),
+    ],
+)
+def test_a_size_that_cannot_be_is_refused_with_one_that_works(name: str, size: int, message: str) -> None:
+    with pytest.raises(ImageSizeError, match=message):
+        create_model(name, image_size=size)
+
+
+def test_acmix_swin_shifts_windows_also_where_224_pixels_need_no_shift() -> None:
+    """At 448 pixels the last stage has four windows: they are shifted, and every token still counts."""
+    model = acmix_swin.build(SwinConfig(16, (1, 1, 1, 2), (1, 2, 4, 8)), BuildOptions(10)).eval().requires_grad_(False)
+    random_weights.fill(model, 0)
+    x = torch.from_numpy(support.image(1, 3, 448, 448))
+    graph = lower(trace(model, support.spec_for("acmix_test", (448, 448))), "portable").model
+    assert support.relative_error(support.run_model(graph, x.numpy())[0], model(x).numpy()) <= 1e-5
 
 
 def test_the_isotropic_focalnet_takes_sixteenths_and_has_no_stage_maps() -> None:

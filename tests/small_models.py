@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Small models of every kind: what several tests trace and export in seconds."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import support
+
+from metaformer_export.models import (
+    acmix_resnet,
+    acmix_swin,
+    boat_cswin,
+    boat_swin,
+    focalnet,
+    hornet,
+    metaformer_baselines,
+    poolformer,
+)
+from metaformer_export.models.family import Family
+from metaformer_export.models.swin import SwinConfig
+
+_FOUR = {"depths": (1, 1, 2, 1), "dims": (32, 32, 64, 64)}
+_POOL = poolformer.PoolFormerConfig(**_FOUR)
+_CONV = metaformer_baselines.BaselineConfig(**_FOUR, mixers=("conv",) * 4, token_norm=True)
+_SWIN = SwinConfig(16, (2, 2, 2, 1), (1, 2, 4, 8))
+_FOCAL = focalnet.FocalNetConfig(16, (1, 1, 2, 1), 2)
+
+KINDS: dict[str, tuple[Family, object]] = {
+    "poolformer": (poolformer.FAMILY, _POOL),
+    "metaformer_ppaa": (
+        poolformer.FAMILY,
+        replace(_POOL, mixers=("pool", "pool", "attention", "attention"), channel_norm=True, pos_embed=2),
+    ),
+    "metaformer_ppff": (poolformer.FAMILY, replace(_POOL, mixers=("pool", "pool", "spatial_fc", "spatial_fc"))),
+    "poolformerv2": (metaformer_baselines.FAMILY, replace(_CONV, mixers=("pool",) * 4, token_norm=False)),
+    "randformer": (
+        metaformer_baselines.FAMILY,
+        replace(_CONV, mixers=("identity", "identity", "random", "random"), token_norm=False),
+    ),
+    "convformer": (metaformer_baselines.FAMILY, _CONV),
+    "caformer": (metaformer_baselines.FAMILY, replace(_CONV, mixers=("conv", "conv", "attention", "attention"))),
+    "focalnet": (focalnet.FAMILY, _FOCAL),
+    "focalnet_huge": (
+        focalnet.FAMILY,
+        replace(_FOCAL, levels=3, conv_embed=True, layer_scale=True, post_norm=True, norm_in_modulation=True),
+    ),
+    "focalnet_large_fl4": (
+        focalnet.FAMILY,
+        replace(_FOCAL, levels=4, conv_embed=True, layer_scale=True, post_norm=True, normalize=True),
+    ),
+    "focalnet_iso": (focalnet.FAMILY, focalnet.FocalNetConfig(32, (3,), 3, patch=16)),
+    "hornet": (hornet.FAMILY, support.SMALL),
+    "hornet_gf": (hornet.FAMILY, support.SMALL_GF),
+    "boat_swin": (boat_swin.FAMILY, _SWIN),
+    "boat_cswin": (boat_cswin.FAMILY, boat_cswin.BoatCSWinConfig(16, (1, 1, 2, 1), (2, 2, 4, 8))),
+    "acmix_swin": (acmix_swin.FAMILY, _SWIN),
+    "acmix_resnet": (acmix_resnet.FAMILY, (1, 1, 1, 1)),
+}
+SIDES = dict.fromkeys(
+    ("metaformer_ppaa", "metaformer_ppff", "randformer", "boat_swin", "boat_cswin", "acmix_swin"), (224, 224)
+) | {"acmix_resnet": (128, 160)}
+"""Image sizes of kinds that do not run at 64x96."""
