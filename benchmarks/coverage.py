@@ -175,7 +175,8 @@ def _line(row: Row) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def _in_a_process(name: str) -> Row:
+def row_in_a_process(name: str) -> Row:
+    """One row, in memory that is given back."""
     command = [sys.executable, __file__, "--row", name]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
@@ -208,7 +209,7 @@ def main(models: tuple[str, ...], out: Path | None, resume: bool, row: str | Non
     todo = [name for name in wanted if not (resume and name in rows)]
     for i, name in enumerate(todo, start=1):
         started = time.perf_counter()
-        rows[name] = _in_a_process(name)
+        rows[name] = row_in_a_process(name)
         verdict = "; ".join(rows[name].failures) or "passes"
         click.echo(f"{i}/{len(todo)} {name}: {verdict} ({time.perf_counter() - started:.0f} s)", err=True)
         done = [rows[each] for each in names if each in rows]
