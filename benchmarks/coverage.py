@@ -191,7 +191,9 @@ def _row(content: dict[str, object]) -> Row:
 @click.command()
 @click.argument("models", nargs=-1)
 @click.option("--out", type=click.Path(path_type=Path), help="The table; rows go beside it as .json.")
-@click.option("--resume", is_flag=True, help="Keep the rows that are there.")
+@click.option(
+    "--resume", is_flag=True, help="Keep the rows that are there. (Those of models not named are always kept.)"
+)
 @click.option("--row", help="Print one row as JSON and stop.")
 def main(models: tuple[str, ...], out: Path | None, resume: bool, row: str | None) -> int:
     """Take MODELS, or every variant, through the export and hold each against eager."""
@@ -202,7 +204,7 @@ def main(models: tuple[str, ...], out: Path | None, resume: bool, row: str | Non
     wanted = [registry.find(model)[1].name for model in models] or names
     kept = out.with_suffix(".json") if out else None
     rows = {}
-    if resume and kept and kept.exists():
+    if (resume or models) and kept and kept.exists():
         rows = {each["name"]: _row(each) for each in json.loads(kept.read_text("utf-8"))["rows"]}
     used = ", ".join(f"{name} {version}" for name, version in versions().items())
     made = {"date": datetime.now(UTC).date().isoformat(), "machine": bench.machine(), "versions": used}

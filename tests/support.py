@@ -148,3 +148,8 @@ def run_form(
 
 def _type(array: np.ndarray) -> ir.DataType:
     return ir.DataType.from_numpy(array.dtype)
+
+
+def files_below(folder: Path) -> list[str]:
+    """All files and folders in a folder, by path."""
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
