@@ -96,7 +96,12 @@ class _ConsoleProgress:
     "Without: seeded random weights.",
 )
 @click.option("--num-classes", type=int, metavar="N", help="Classes of the head. [default: the checkpoint's, or 1000]")
-@click.option("--features", is_flag=True, help="Export the stage maps for dense prediction instead of logits.")
+@click.option(
+    "--features",
+    is_flag=True,
+    help="Export the stage maps (NCHW) instead of logits, for dense prediction: HorNet's and PoolFormer's each "
+    "through a norm, others' as they leave the stages.",
+)
 @click.option(
     "--neck", default="", metavar="NAME", help="Detection neck on the stage maps: horfpn_7x7 or horfpn_gf (HorNet)."
 )
