@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --disable-pip-version-check --quiet -c constraints.txt
 
-.PHONY: demo test test-all check format bench wheel clean
+.PHONY: demo test test-all check format bench coverage wheel clean
 
 demo: $(VENV)/.run  ## install what an export needs and export hornet_t
 	$(BIN)/metaformer-export --model hornet_t --fp16
@@ -24,8 +24,12 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.run  ## the portable file against its peers
+bench: $(VENV)/.run  ## the portable file against its peers, and the forms of the mixer ops
 	$(BIN)/python benchmarks/portable.py hornet_t hornet_t_gf
+	$(BIN)/python benchmarks/mixer_ops.py
+
+coverage: $(VENV)/.run  ## every variant through the export, an hour or two; goes on where it was
+	$(BIN)/python benchmarks/coverage.py --resume --out docs/coverage.md
 
 wheel: $(VENV)/.dev
 	$(BIN)/python -m build --wheel
