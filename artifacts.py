@@ -130,11 +130,19 @@ class OutputParity:
 
 @dataclass(frozen=True)
 class NodeAgreement:
-    """One clustering: share of tokens that are in the cluster where eager has them, over images and ways to run."""
+    """One clustering: share of tokens that are in the cluster where eager has them, over images and ways to run.
+
+    Attributes:
+        min, mean: of the export as it runs, after its own clusterings before this one.
+        alone: mean share of this clustering by itself, after eager's before it.
+        lent: likewise, of the tokens that a cluster lends to the other of its pair, the share that it lends here.
+    """
 
     module: str
     min: float
     mean: float
+    alone: float
+    lent: float
 
 
 @dataclass(frozen=True)

@@ -276,7 +276,8 @@ def _print_summary(result: ExportResult, as_json: bool) -> None:
         speeds += "; the BF16 file itself cannot run on this CPU"
     if result.bench.unstable:
         speeds += "; the machine was busy, do not rely on these"
-    size = result.manifest.content["outputs"]["model.onnx"]["bytes"] / 1e6
+    written = result.manifest.content["outputs"]
+    size = sum(written[name]["bytes"] for name in ("model.onnx", "model.onnx.data") if name in written) / 1e6
     verdict = "parity holds" if result.parity.passed else "PARITY FAILED"
     click.echo(
         f"{result.folder}: {verdict}, model.onnx {size:.1f} MB, "

@@ -170,13 +170,22 @@ def _clusters(parity: ParityReport) -> str:
     """For a model that clusters: its arithmetic and its decisions."""
     if parity.cluster_agreement is None:
         return ""
-    nodes = [(n.module, f"{100 * n.min:.1f} %", f"{100 * n.mean:.1f} %") for n in parity.cluster_agreement.nodes]
+    nodes = [
+        (n.module, *(f"{100 * share:.1f} %" for share in (n.min, n.mean, n.alone, n.lent)))
+        for n in parity.cluster_agreement.nodes
+    ]
     added = ", ".join(f"{name} {rms:.2e}" for name, rms in parity.changed_clusters.items())
-    return f"""<h3>With eager's clusters</h3>
+    return f"""<p>The table above is of the files as they run. This model sorts tokens into clusters, and rounding
+decides some of them; the verdict is on what follows: the arithmetic, when the files are given eager's clusters, and
+each clustering by itself.</p>
+<h3>With eager's clusters</h3>
 {_outputs_table(parity.same_clusters)}
-<p>Clusters of its own add, as rms / std: {html.escape(added)}.</p>
+<p>What clusters of its own add to the error, as rms / std: {html.escape(added)}.</p>
 <h3>Tokens in eager's cluster</h3>
-{_table(("clustering", "least", "mean"), nodes)}"""
+<p>As it runs (least and mean over the images), and alone, after eager's clusterings before it (mean, at least
+{100 * parity.thresholds["clusters_alone"]:g} %; of the tokens lent to the neighbour, at least
+{100 * parity.thresholds["clusters_lent"]:g} %).</p>
+{_table(("clustering", "least", "mean", "alone", "lent tokens"), nodes)}"""
 
 
 def _table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:

@@ -25,6 +25,7 @@ from pathlib import Path
 
 import click
 import numpy as np
+import onnx_ir as ir
 import torch
 
 from metaformer_export.artifacts import Converted, ParityReport
@@ -113,11 +114,11 @@ def _proof(eager: EagerDecisions, converted: Converted, loaded: LoadedModel, ima
     return clustering_parity.weigh(proof, eager, clusterings, images, classifier=True)
 
 
-def _alone(file: ModelFile, model: object, eager: EagerDecisions, images: ImageSet) -> float:
+def _alone(file: ModelFile, model: ir.Model, eager: EagerDecisions, images: ImageSet) -> float:
     """How far an image's output in a batch of three is from its output alone, over the spread."""
-    nodes = decisions(model.graph)  # type: ignore[attr-defined]
+    nodes = decisions(model.graph)
     outputs, orders = eager(images.batch)
-    session = Clusterings(lambda: model, available_threads()).follow() if nodes else _open(file)  # type: ignore[arg-type, return-value]
+    session = Clusterings(lambda: model, available_threads()).follow() if nodes else _open(file)
     given = [{node: orders[node][i : i + 1] for node in nodes} for i in range(IMAGES)]
     whole = session(images.batch, {node: orders[node] for node in nodes})[0]
     single = [session(images.batch[i : i + 1], given[i])[0] for i in range(IMAGES)]

@@ -40,7 +40,7 @@ class ModelFile:
         with _data_path(path).open("wb") as file:
             for offset, array in zip(_offsets(self.weights), self.weights.values(), strict=True):
                 file.seek(offset)
-                file.write(np.ascontiguousarray(array).view(np.uint8).data)
+                file.write(array.view(np.uint8).data)
 
 
 def _data_path(path: Path) -> Path:
@@ -53,7 +53,8 @@ def serialize(model: ir.Model, name: str = "model.onnx", largest: int = LARGEST)
         return ModelFile(ir.to_proto(model).SerializeToString())
     model = model.clone()
     outside = [(value, tensor) for value, tensor in _tensors(model) if tensor.nbytes > _SMALL]
-    weights = {str(value.name): tensor.numpy() for value, tensor in outside}
+    # Contiguous: torch leaves transposed views of linear layers, which no runtime can map.
+    weights = {str(value.name): np.ascontiguousarray(tensor.numpy()) for value, tensor in outside}
     for (value, tensor), offset in zip(outside, _offsets(weights), strict=True):
         location, shape = _data_path(Path(name)).name, ir.Shape(tensor.numpy().shape)
         value.const_value = ir.ExternalTensor(

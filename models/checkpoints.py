@@ -25,7 +25,8 @@ from ..errors import CheckpointError
 
 WRAPPERS = ("model_ema", "state_dict_ema", "model", "state_dict")
 """Keys that training code keeps its weights under, averaged ones first: those are what authors evaluate."""
-_PREFIXES = ("module.", "_orig_mod.")
+_PREFIXES = ("module.", "_orig_mod.", "model.")
+"""Of DistributedDataParallel, torch.compile and Lightning."""
 _CHUNK = 1 << 20
 _DEEPEST = 4
 _HARMLESS: tuple[Any, ...] = (

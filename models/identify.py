@@ -87,7 +87,7 @@ class _Found:
     def head(self) -> tuple[int, ...]:
         """(classes, inputs) of the classifier, or ()."""
         heads = (self.shapes.get(f"{name}.weight", ()) for name in self.family.classifiers)
-        return next((shape for shape in heads if len(shape) >= 2), ())
+        return next((shape for shape in heads if len(shape) >= 2 and all(shape)), ())
 
     @cached_property
     def stem(self) -> tuple[int, ...]:
@@ -156,8 +156,8 @@ def identify(read: Checkpoint) -> Identity:
             if fitting := [variant for variant in group if found.likeness(variant) == 1]:
                 return _identity(found, fitting, read.path.name)
     raise CheckpointError(
-        f"checkpoint {read.path} is not recognised: it is of no model this tool knows, not wholly."
-        f"{likeliest(read.tensors)} With --model NAME you learn what differs from that model."
+        f"checkpoint {read.path} is not recognised (first tensor {next(iter(read.tensors))})."
+        f"{likeliest(read.tensors)} metaformer-export --model NAME --checkpoint FILE says what differs from a model."
     )
 
 
@@ -182,7 +182,8 @@ def likeliest(tensors: Mapping[str, Tensor], asked: Variant | None = None) -> st
     """A sentence naming the registered model whose tensors are most like these, if one is close."""
     best, best_score = "", 0.0
     for found in (_Found.of(tensors, family) for family in registry.FAMILIES):
-        nearest = [variant for group in islice(found.candidates(), 3) for variant in group]
+        few = 3 if found.head else _CLOSEST
+        nearest = [variant for group in islice(found.candidates(), few) for variant in group]
         for variant in nearest if found.stem else ():
             score = found.likeness(variant)
             if score > best_score:

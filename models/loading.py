@@ -176,11 +176,9 @@ def _load(module: nn.Module, source: _Source, family: Family, variant: Variant, 
         notes += said
     if source.used is not None:
         tensors = reshaped(tensors, module.state_dict())
-    problem = difference(tensors, module)
-    if problem:
-        raise CheckpointError(
-            f"checkpoint {read.path} is not a {variant.short_name}: {problem}.{likeliest(read.tensors, variant)}"
-        )
+    if problem := difference(tensors, module):
+        way_out = _way_out(tensors, module, family, options) or likeliest(read.tensors, variant)
+        raise CheckpointError(f"checkpoint {read.path} is not a whole {variant.short_name}: {problem}.{way_out}")
     if broken := next((name for name, tensor in tensors.items() if not tensor.isfinite().all()), None):
         raise CheckpointError(f"checkpoint {read.path} holds values that are not finite, first in {broken}.")
     module.load_state_dict(dict(tensors), strict=True)
@@ -188,9 +186,25 @@ def _load(module: nn.Module, source: _Source, family: Family, variant: Variant, 
         notes.insert(0, f"Weights taken from {read.wrapper!r} in {read.path.name}.")
     if options.num_classes != 1000 and not options.features:
         notes.append(f"The checkpoint's head of {options.num_classes} classes is kept.")
-    if "float16" in read.stored_as or "bfloat16" in read.stored_as:
-        notes.append(f"{read.path.name} stores {', '.join(read.stored_as)}; read into float32.")
+    if low := [name for name in read.stored_as if name in ("float16", "bfloat16")]:
+        notes.append(f"{read.path.name} stores {' and '.join(low)}; read into float32.")
     return notes
+
+
+def _way_out(tensors: Mapping[str, Tensor], module: nn.Module, family: Family, options: BuildOptions) -> str:
+    """What to ask for instead, if the file is a good one of something else; else ""."""
+    wanted = module.state_dict()
+    missing = [name for name in wanted if name not in tensors]
+    if missing and not options.features and all(name.startswith(family.classifier_only) for name in missing):
+        return " It has no classifier: add --features (features=True) to take its stage maps."
+    changed = [name for name in wanted if name in tensors and tensors[name].shape != wanted[name].shape]
+    if not missing and len(changed) == 1 and tensors[changed[0]].ndim == 4:
+        channels = tensors[changed[0]].shape[1]
+        if channels != options.in_chans:
+            return (
+                f" Its images have {channels} channels: from Python, create_model(..., in_chans={channels}) loads it."
+            )
+    return ""
 
 
 def _dense_tensors(

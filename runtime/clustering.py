@@ -20,7 +20,7 @@ from torch import nn
 from ..export.graph import RESULT_OF, module_of
 from ..export.ops.balanced_clustering.op import OP_TYPE
 from ..export.serialize import serialize
-from ..models.mixers.feature_space_attention import CLUSTER, BalancedClustering
+from ..models.mixers.feature_space_attention import CLUSTER, OVERLAP, BalancedClustering
 from . import eager
 from .onnxruntime import Session, open_session
 
@@ -46,12 +46,17 @@ class Clusterings:
         return self._open(model), tuple(made)
 
     def follow(self) -> Session:
-        """The graph with its decisions as further inputs, named after their modules."""
+        """The graph with its decisions as further inputs, named after their modules.
+
+        Those that it would make itself, each after the given ones before it, are further outputs.
+        """
         model = self.graph().clone()
         for module, value in decisions(model.graph).items():
             given = ir.val(module, ir.DataType.INT64, value.shape)
             model.graph.inputs.append(given)
             ir.convenience.replace_all_uses_with(value, given)
+            value.name = f"{module}.own"
+            model.graph.outputs.append(value)
         return self._open(model)
 
     def _open(self, model: ir.Model) -> Session:
@@ -108,3 +113,20 @@ def agreement(one: NDArray[np.int64], other: NDArray[np.int64]) -> NDArray[np.fl
     first, second = (np.argsort(order, -1) // CLUSTER for order in (one, other))
     shares: NDArray[np.float64] = (first == second).mean((1, 2))
     return shares
+
+
+def lent_agreement(one: NDArray[np.int64], other: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Of the tokens that clusters lend to the other of their pair in the first order, the share that the
+    same clusters lend in the second, for each image: (B,). It depends on the order inside the clusters.
+    """
+    first, second = (_lent(order) for order in (one, other))
+    shares: NDArray[np.float64] = ((first == second) & (first >= 0)).sum((1, 2)) / (first >= 0).sum((1, 2))
+    return shares
+
+
+def _lent(order: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(B, heads, N): the cluster that lends each token, -1 where none does."""
+    position = np.argsort(order, -1)
+    cluster, place = np.divmod(position, CLUSTER)
+    lent = np.where(cluster % 2 == 0, place >= CLUSTER - OVERLAP, place < OVERLAP)
+    return np.where(lent, cluster, -1)

@@ -15,6 +15,7 @@ import torch
 
 from metaformer_export import create_model
 from metaformer_export.models import registry
+from metaformer_export.runtime.clustering_parity import LEAST
 from metaformer_export.runtime.parity import THRESHOLDS
 
 ROOT = Path(__file__).parent.parent
@@ -43,6 +44,12 @@ def test_the_documented_thresholds_are_the_real_ones() -> None:
         max_rel, rms_rel, cosine, top1 = row.split(" | ")
         written = (float(max_rel), float(rms_rel), float(cosine), float(top1.removesuffix(" %")) / 100)
         assert written == dataclasses.astuple(limits)
+
+
+def test_the_documented_limits_of_clusterings_are_the_real_ones() -> None:
+    text = (ROOT / "docs" / "parity.md").read_text(encoding="utf-8")
+    for precision, least in LEAST.items():
+        assert f"| {precision} | {100 * least.alone:g} % | {100 * least.lent:g} % |" in text
 
 
 def test_links_lead_somewhere() -> None:

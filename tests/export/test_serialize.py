@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +11,17 @@ import onnx
 import onnxruntime
 import pytest
 import support
+from small_models import KINDS, SIDES
 
+from metaformer_export import pipeline
 from metaformer_export.artifacts import Traced
+from metaformer_export.cli import main
 from metaformer_export.errors import LoweringError
 from metaformer_export.export.lower import check, lower
 from metaformer_export.export.precision import convert
 from metaformer_export.export.serialize import serialize, skeleton
+from metaformer_export.export.trace import trace
+from metaformer_export.models.family import BuildOptions
 from metaformer_export.runtime.onnxruntime import load_engine, open_session
 
 X = support.image(2, 3, 224, 224)
@@ -57,3 +63,35 @@ def test_the_skeleton_is_checked_without_the_weights(traced_small_gf: Traced) ->
         check(proto)
     session = onnxruntime.InferenceSession(serialize(model).graph, providers=["CPUExecutionProvider"])
     assert session.run(None, {"input": X})[0].shape == (2, 1000)
+
+
+@pytest.mark.parametrize("kind", ["focalnet_huge", "boat_swin", "acmix_resnet"])
+def test_transposed_weights_of_linear_layers_go_outside_too(kind: str) -> None:
+    """torch leaves them as views; ONNX Runtime takes only memory that is in order."""
+    family, config = KINDS[kind]
+    sides = SIDES.get(kind, (64, 96))
+    module = support.fill_golden(family.build(config, BuildOptions(num_classes=10)))
+    model = lower(trace(module, support.spec_for(kind, sides)), "portable").model
+    outside = serialize(model, largest=0)
+    assert all(array.flags.c_contiguous for array in outside.weights.values())
+    x = support.image(1, 3, *sides)
+    assert np.array_equal(open_session(outside, threads=2)(x)[0], open_session(serialize(model), threads=2)(x)[0])
+
+
+def test_the_whole_command_writes_weights_beside_the_graph(
+    monkeypatch: pytest.MonkeyPatch, small_models: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(serialize, "__defaults__", ("model.onnx", 0))
+    monkeypatch.setattr(pipeline, "_BENCH_SECONDS", 0.3)
+    arguments = ["--model", "hornet_test_gf", "--fp16", "--output", str(tmp_path / "out")]
+    for _ in range(2):  # the second replaces the first
+        assert main(arguments) == 0
+    names = {path.name: path.stat().st_size for path in (tmp_path / "out").iterdir()}
+    assert {"model.onnx.data", "model.plugin.onnx.data"} <= set(names)
+    written = json.loads((tmp_path / "out" / "manifest.json").read_text("utf-8"))["outputs"]
+    assert {name: written[name]["bytes"] for name in names if name != "manifest.json"} == {
+        name: size for name, size in names.items() if name != "manifest.json"
+    }
+    size = (names["model.onnx"] + names["model.onnx.data"]) / 1e6
+    assert f"model.onnx {size:.1f} MB" in capsys.readouterr().out
+    assert load_engine(tmp_path / "out")(X)[0].shape == (2, 1000)
