@@ -195,7 +195,8 @@ def _way_out(tensors: Mapping[str, Tensor], module: nn.Module, family: Family, o
     """What to ask for instead, if the file is a good one of something else; else ""."""
     wanted = module.state_dict()
     missing = [name for name in wanted if name not in tensors]
-    if missing and not options.features and all(name.startswith(family.classifier_only) for name in missing):
+    head = [name for name in wanted if name.startswith(family.classifier_only)]
+    if missing == head and not options.features:
         return " It has no classifier: add --features (features=True) to take its stage maps."
     changed = [name for name in wanted if name in tensors and tensors[name].shape != wanted[name].shape]
     if not missing and len(changed) == 1 and tensors[changed[0]].ndim == 4:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import support
@@ -11,7 +13,7 @@ from small_models import KINDS, SIDES
 from torch import nn
 
 from metaformer_export import create_model
-from metaformer_export.errors import ImageSizeError, InputError
+from metaformer_export.errors import CheckpointError, ImageSizeError, InputError
 from metaformer_export.export.lower import lower
 from metaformer_export.export.trace import trace
 from metaformer_export.models import (
@@ -152,3 +154,22 @@ def test_the_preprocessing_is_the_authors() -> None:
     assert {crops[name] for name in crops if name.startswith("focalnet")} == {0.875}
     sizes = {variant.name: variant.image_size for _, variant in registry.variants()}
     assert (sizes["caformer_b36"], sizes["caformer_b36_384"]) == (224, 384)
+
+
+def test_a_backbones_file_is_told_to_be_one(tmp_path: Path) -> None:
+    backbone = create_model("acmix_r26", features=True).state_dict()
+    plain = {name.removeprefix("backbone."): tensor for name, tensor in backbone.items()}
+    torch.save({"state_dict": {f"model.{name}": tensor for name, tensor in plain.items()}}, tmp_path / "lightning.pth")
+    with pytest.raises(CheckpointError, match=r"2 tensors missing.*no classifier: add --features"):
+        create_model("acmix_r26", checkpoint=tmp_path / "lightning.pth")
+    assert len(create_model("acmix_r26", checkpoint=tmp_path / "lightning.pth", features=True).state_dict()) == len(
+        plain
+    )
+
+
+def test_images_of_another_number_of_channels_are_named(tmp_path: Path) -> None:
+    torch.save(create_model("poolformer_s12", in_chans=4).state_dict(), tmp_path / "four.pth")
+    with pytest.raises(CheckpointError, match=r"Its images have 4 channels: create_model\(\.\.\., in_chans=4\)"):
+        create_model("poolformer_s12", checkpoint=tmp_path / "four.pth")
+    loaded = create_model("poolformer_s12", checkpoint=tmp_path / "four.pth", in_chans=4).state_dict()
+    assert loaded["patch_embed.proj.weight"].shape == (64, 4, 7, 7)
