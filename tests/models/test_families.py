@@ -169,7 +169,9 @@ def test_a_backbones_file_is_told_to_be_one(tmp_path: Path) -> None:
 
 def test_images_of_another_number_of_channels_are_named(tmp_path: Path) -> None:
     torch.save(create_model("poolformer_s12", in_chans=4).state_dict(), tmp_path / "four.pth")
-    with pytest.raises(CheckpointError, match=r"Its images have 4 channels: create_model\(\.\.\., in_chans=4\)"):
+    with pytest.raises(
+        CheckpointError, match=r"Its images have 4 channels: from Python, create_model\(\.\.\., in_chans=4\)"
+    ):
         create_model("poolformer_s12", checkpoint=tmp_path / "four.pth")
     loaded = create_model("poolformer_s12", checkpoint=tmp_path / "four.pth", in_chans=4).state_dict()
     assert loaded["patch_embed.proj.weight"].shape == (64, 4, 7, 7)
