@@ -265,8 +265,8 @@ def _print_summary(result: ExportResult, as_json: bool) -> None:
         return
     batch = result.bench.results[-1].batch
     speeds = ", ".join(
-        f"{row.precision}{'' if row.precision == result.precision else ' form'} {row.median_ms:.1f} ms "
-        f"({row.speedup_over_eager:.2f}x eager)"
+        f"{row.precision}{'' if row.precision == result.precision else ' form'} {row.median_ms:.1f} ms"
+        + ("" if result.bench.unstable else f" ({row.speedup_over_eager:.2f}x eager)")
         for row in result.bench.results
         if row.runtime != "eager" and row.batch == batch
     )

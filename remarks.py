@@ -24,7 +24,13 @@ def parity_line(proof: ParityReport, classifier: bool) -> str:
     worst = max(proof.same_clusters if clusters else proof.outputs, key=lambda output: output.rms_rel)
     verdict = "holds" if proof.passed else "FAILED"
     top1 = f"top-1 {100 * worst.top1_agreement:.0f} % " if classifier else ""
-    given = f" with eager's clusters; {100 * clusters.mean:.1f} % of tokens are in them" if clusters else ""
+    given = ""
+    if clusters:
+        free = max(output.rms_rel for output in proof.outputs)
+        given = (
+            f" with eager's clusters ({100 * free:.2g} % with its own, "
+            f"which agree for {100 * clusters.mean:.1f} % of tokens)"
+        )
     return (
         f"{verdict}: rms error {100 * worst.rms_rel:.2g} % of the spread, cosine {worst.cosine:.6f}, "
         f"{top1}on {proof.images} images{given}"

@@ -28,6 +28,7 @@ WRAPPERS = ("model_ema", "state_dict_ema", "model", "state_dict")
 _PREFIXES = ("module.", "_orig_mod.", "model.")
 """Of DistributedDataParallel, torch.compile and Lightning."""
 _CHUNK = 1 << 20
+_LFS_POINTER = b"version https://git-lfs"
 _DEEPEST = 4
 _HARMLESS: tuple[Any, ...] = (
     argparse.Namespace,
@@ -68,11 +69,21 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         raise CheckpointError(f"checkpoint {path} does not exist.")
     if not path.is_file():
         raise CheckpointError(f"checkpoint {path} is not a file.")
+    _refuse_placeholders(path)
     content = _read_safetensors(path) if _is_safetensors(path) else _read_pickle(path)
     wrapper, tensors = _unwrap(path, content)
     floats = {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}
     stored = tuple(sorted({str(t.dtype).removeprefix("torch.") for t in tensors.values()}))
     return Checkpoint(path, sha256_of(path), floats, wrapper, stored)
+
+
+def _refuse_placeholders(path: Path) -> None:
+    with path.open("rb") as file:
+        head = file.read(len(_LFS_POINTER))
+    if not head:
+        raise CheckpointError(f"checkpoint {path} is empty.")
+    if head == _LFS_POINTER:
+        raise CheckpointError(f"checkpoint {path} is a Git LFS pointer, not the file; git lfs pull fetches it.")
 
 
 def sha256_of(path: Path) -> str:

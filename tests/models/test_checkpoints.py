@@ -218,3 +218,15 @@ def test_damaged_and_foreign_files_are_refused_in_one_line(model: nn.Module, tmp
         torch.save(value, whole)
         with pytest.raises(CheckpointError, match=r"not a state dict|holds no tensors"):
             read_checkpoint(whole)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(b"", "is empty"), (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "git lfs pull")],
+)
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_files_that_were_never_fetched_are_called_that(content: bytes, said: str, suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"model{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=said):
+        read_checkpoint(path)
