@@ -74,6 +74,11 @@ def size(value: ir.Value, axis: int) -> int:
     return length
 
 
+def float_type(value: ir.Value) -> np.dtype[Any]:
+    """float64 for a value of that type, float32 for any other."""
+    return np.dtype(np.float64 if value.dtype == ir.DataType.DOUBLE else np.float32)
+
+
 def attribute(node: ir.Node, name: str, default: Any = None) -> Any:
     """Value of an attribute, or the default where the node does not carry it."""
     found = node.attributes.get(name)
@@ -126,6 +131,14 @@ class Builder:
                 output.shape = like.shape if shape is None else ir.Shape(shape)
         self.graph.insert_before(self.anchor, node)
         return node
+
+    def ints(self, name: str, *numbers: int) -> ir.Value:
+        """A new int64 initializer, one-dimensional: shapes, axes, bounds."""
+        return self.constant(name, np.array(numbers, np.int64))
+
+    def op(self, op_type: str, inputs: Sequence[ir.Value | None], **attributes: Any) -> ir.Value:
+        """A new node with one output whose type and shape are left to inference: returns the output."""
+        return self.value(op_type, inputs, attributes=attributes)
 
     def value(self, op_type: str, inputs: Sequence[ir.Value | None], **keywords: Any) -> ir.Value:
         """Like `node`, for nodes with one output: returns it."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from ...graph import Builder, attribute, size
+from ...graph import Builder, attribute, float_type, size
 from .op import OP_TYPE
 
 
@@ -29,43 +29,39 @@ class _Attention:
     def __init__(self, build: Builder, q: ir.Value, cluster: int, overlap: int, scale: float) -> None:
         self.build, self.q, self.cluster, self.overlap, self.scale = build, q, cluster, overlap, scale
         self.heads, self.tokens, self.dim = (size(q, axis) for axis in (1, 2, 3))
-        self.dtype = np.float64 if q.dtype == ir.DataType.DOUBLE else np.float32
+        self.dtype = float_type(q)
 
     def run(self, k: ir.Value, v: ir.Value, order: ir.Value) -> ir.Value:
         scale = self.build.constant("scale", np.array(self.scale, self.dtype))
-        q = self._op("Mul", [self.q, scale])
+        q = self.build.op("Mul", [self.q, scale])
         if self.tokens == self.cluster:
             # One cluster that sees all of itself: attention does not depend on the order.
-            return self._attend(q, k, v)
-        rows = self._op("Unsqueeze", [order, self._ints("axis", -1)])
+            return self._attend(q, k, v, turned=(0, 1, 3, 2))
+        rows = self.build.op("Unsqueeze", [order, self.build.ints("axis", -1)])
         pairs = self.tokens // (2 * self.cluster)
-        shape = self._ints("shape", 0, self.heads, pairs, 2 * self.cluster, self.dim)
-        q, k, v = (self._op("Reshape", [self._op("GatherND", [each, rows], batch_dims=2), shape]) for each in (q, k, v))
+        shape = self.build.ints("shape", 0, self.heads, pairs, 2 * self.cluster, self.dim)
+        q, k, v = (
+            self.build.op("Reshape", [self.build.op("GatherND", [each, rows], batch_dims=2), shape])
+            for each in (q, k, v)
+        )
         size, reach = self.cluster, self.cluster + self.overlap
         first = self._attend(self._rows(q, 0, size), self._rows(k, 0, reach), self._rows(v, 0, reach))
         start, stop = 2 * size - reach, 2 * size
         second = self._attend(self._rows(q, size, stop), self._rows(k, start, stop), self._rows(v, start, stop))
-        joined = self._op("Concat", [first, second], axis=3)
-        flat = self._op("Reshape", [joined, self._ints("shape", 0, self.heads, self.tokens, self.dim)])
-        return self._op("GatherND", [flat, self._inverse(order)], batch_dims=2)
+        joined = self.build.op("Concat", [first, second], axis=3)
+        flat = self.build.op("Reshape", [joined, self.build.ints("shape", 0, self.heads, self.tokens, self.dim)])
+        return self.build.op("GatherND", [flat, self._inverse(order)], batch_dims=2)
 
-    def _attend(self, q: ir.Value, k: ir.Value, v: ir.Value) -> ir.Value:
-        perm = (0, 1, 3, 2) if q is not None and self.tokens == self.cluster else (0, 1, 2, 4, 3)
-        logits = self._op("MatMul", [q, self._op("Transpose", [k], perm=perm)])
-        return self._op("MatMul", [self._op("Softmax", [logits], axis=-1), v])
+    def _attend(self, q: ir.Value, k: ir.Value, v: ir.Value, turned: tuple[int, ...] = (0, 1, 2, 4, 3)) -> ir.Value:
+        logits = self.build.op("MatMul", [q, self.build.op("Transpose", [k], perm=turned)])
+        return self.build.op("MatMul", [self.build.op("Softmax", [logits], axis=-1), v])
 
     def _rows(self, x: ir.Value, start: int, stop: int) -> ir.Value:
-        return self._op("Slice", [x, *(self._ints("bounds", n) for n in (start, stop, 3))])
+        return self.build.op("Slice", [x, *(self.build.ints("bounds", n) for n in (start, stop, 3))])
 
     def _inverse(self, order: ir.Value) -> ir.Value:
         """(B, H, N, 1): where in the clusters each token of the image is."""
         positions = self.build.constant("arange", np.arange(self.tokens).reshape(1, 1, -1))
-        positions = self._op("Expand", [positions, self._op("Shape", [order])])
-        inverse = self._op("ScatterElements", [order, order, positions], axis=2)
-        return self._op("Unsqueeze", [inverse, self._ints("axis", -1)])
-
-    def _op(self, op_type: str, inputs: list[ir.Value | None], **attributes: object) -> ir.Value:
-        return self.build.value(op_type, inputs, attributes=attributes)
-
-    def _ints(self, name: str, *numbers: int) -> ir.Value:
-        return self.build.constant(name, np.array(numbers, np.int64))
+        positions = self.build.op("Expand", [positions, self.build.op("Shape", [order])])
+        inverse = self.build.op("ScatterElements", [order, order, positions], axis=2)
+        return self.build.op("Unsqueeze", [inverse, self.build.ints("axis", -1)])

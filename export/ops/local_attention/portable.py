@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ...graph import Builder, attribute, size
+from ...graph import Builder, attribute, float_type, size
 from .op import OP_TYPE
 
 TILE = 14
@@ -80,28 +80,28 @@ class _Tiles:
     def __init__(self, build: Builder, q: ir.Value, heads: int, rows: Axis, columns: Axis) -> None:
         self.build, self.q, self.heads, self.rows, self.columns = build, q, heads, rows, columns
         self.channels = size(q, 1)
-        self.dtype = np.float64 if q.dtype == ir.DataType.DOUBLE else np.float32
+        self.dtype = float_type(q)
 
     def run(self, k: ir.Value, v: ir.Value, scale: float) -> ir.Value:
         rows, columns = self.rows, self.columns
         seen = rows.seen[:, None, :, None] & columns.seen[None, :, None, :]
         mask = np.where(seen, 0, _HIDDEN).reshape(seen.shape[0] * seen.shape[1], -1).astype(self.dtype)
-        scaled = self._op("Mul", [self.q, self.build.constant("scale", np.array(scale, self.dtype))])
+        scaled = self.build.op("Mul", [self.q, self.build.constant("scale", np.array(scale, self.dtype))])
         queries = self._tiles(scaled, rows.queries, columns.queries, perm=(0, 1, 3, 5, 4, 6, 2))
         keys = self._tiles(k, rows.keys, columns.keys, perm=(0, 1, 3, 5, 2, 4, 6))
         values = self._tiles(v, rows.keys, columns.keys, perm=(0, 1, 3, 5, 4, 6, 2))
-        logits = self._op("Add", [self._op("MatMul", [queries, keys]), self.build.constant("mask", mask)])
-        mixed = self._op("MatMul", [self._op("Softmax", [logits], axis=-1), values])
+        logits = self.build.op("Add", [self.build.op("MatMul", [queries, keys]), self.build.constant("mask", mask)])
+        mixed = self.build.op("MatMul", [self.build.op("Softmax", [logits], axis=-1), values])
         return self._map(mixed)
 
     def _tiles(self, x: ir.Value, rows: Indices, columns: Indices, perm: tuple[int, ...]) -> ir.Value:
         """(B, C, H, W) -> (B, heads, tiles, n, d), or (.., d, n) where `perm` puts d before the positions."""
-        strips = self._op("Gather", [x, self._ints("rows", rows)], axis=2)
-        picked = self._op("Gather", [strips, self._ints("columns", columns)], axis=3)
+        strips = self.build.op("Gather", [x, self.build.ints("rows", *rows)], axis=2)
+        picked = self.build.op("Gather", [strips, self.build.ints("columns", *columns)], axis=3)
         tall, wide = len(rows) // self.rows.tiles, len(columns) // self.columns.tiles
         dim = self.channels // self.heads
         cut = self._reshape(picked, self.heads, dim, self.rows.tiles, tall, self.columns.tiles, wide)
-        turned = self._op("Transpose", [cut], perm=perm)
+        turned = self.build.op("Transpose", [cut], perm=perm)
         matrix = (dim, tall * wide) if perm[4] == 2 else (tall * wide, dim)
         return self._reshape(turned, self.heads, self.rows.tiles * self.columns.tiles, *matrix)
 
@@ -110,19 +110,13 @@ class _Tiles:
         tall, wide = self.rows.seen.shape[0], self.columns.seen.shape[0]
         dim = self.channels // self.heads
         cut = self._reshape(mixed, self.heads, self.rows.tiles, self.columns.tiles, tall, wide, dim)
-        turned = self._op("Transpose", [cut], perm=(0, 1, 6, 2, 4, 3, 5))
+        turned = self.build.op("Transpose", [cut], perm=(0, 1, 6, 2, 4, 3, 5))
         whole = self._reshape(turned, self.channels, self.rows.tiles * tall, self.columns.tiles * wide)
         for axis, along in ((2, self.rows), (3, self.columns)):
             if along.length < along.tiles * along.seen.shape[0]:
-                bounds = (self._ints("bounds", [n]) for n in (0, along.length, axis))
-                whole = self._op("Slice", [whole, *bounds])
+                bounds = (self.build.ints("bounds", n) for n in (0, along.length, axis))
+                whole = self.build.op("Slice", [whole, *bounds])
         return whole
 
     def _reshape(self, x: ir.Value, *shape: int) -> ir.Value:
-        return self._op("Reshape", [x, self._ints("shape", [0, *shape])])
-
-    def _op(self, op_type: str, inputs: list[ir.Value | None], **attributes: object) -> ir.Value:
-        return self.build.value(op_type, inputs, attributes=attributes)
-
-    def _ints(self, name: str, numbers: object) -> ir.Value:
-        return self.build.constant(name, np.array(numbers, np.int64))
+        return self.build.op("Reshape", [x, self.build.ints("shape", 0, *shape)])
