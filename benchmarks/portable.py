@@ -1,57 +1,72 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The portable file in ONNX Runtime against what a user would otherwise run, side by side.
+"""The portable file against what a user would otherwise run, side by side.
 
-    python benchmarks/portable.py hornet_t hornet_t_gf
+    python benchmarks/portable.py hornet_t hornet_t_gf --batch 1 --batch 8 --out docs/figures.json
 
-Peers: torch's own ONNX export of the same eager model in ONNX Runtime, eager, and torch.compile;
-with the `openvino` extra installed also the portable file in OpenVINO.
-Parity of every candidate with eager is asserted before anything is timed; all are timed in turn in
-one process with the same threads, and a ratio is of medians. A peer that fails is a row that says so.
+Peers: eager, torch.compile in float32 and under bfloat16 autocast, torch's own ONNX export of the same
+eager model in ONNX Runtime and in OpenVINO, and that export after onnxslim and onnxsim.
+Each runs in a process of its own with the same threads. Parity of every candidate with eager comes
+first; then all are timed in turn, round after round, and a ratio is of medians. A peer that fails, or
+does not hold parity, is a row that says so; where ours does not, nothing is written and the exit code is 1.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
-import time
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
-from unittest import mock
 
 import click
-import numpy as np
-import torch
+from candidates import CANDIDATES, FILES, Array, Candidate, installed, make_file, serve
+from summary import markdown
 
+from metaformer_export.artifacts import ModelSpec
 from metaformer_export.calibration.images import load_images
-from metaformer_export.export.lower import lower
-from metaformer_export.export.serialize import ModelFile, serialize
-from metaformer_export.export.trace import DEFAULT_OPSET, trace
-from metaformer_export.models.loading import LoadedModel, load_model
-from metaformer_export.models.mixers import global_filter as mixers
+from metaformer_export.models.loading import load_model
 from metaformer_export.report import versions
-from metaformer_export.runtime import bench, eager, onnxruntime
+from metaformer_export.runtime import bench, parity
 from metaformer_export.runtime.threads import available_threads
 
-MAX_ERROR = 1e-4
-"""Largest difference from eager, over the spread of eager's output, that a candidate may have."""
-
-OURS = "portable in ONNX Runtime"
+MODELS = (
+    "hornet_t",
+    "hornet_t_gf",
+    "focalnet_t",
+    "poolformer_s12",
+    "caformer_s18",
+    "boat_swin_t",
+    "boat_cswin_t",
+    "acmix_swin_t",
+    "acmix_r26",
+)
+"""One small model of each family, and HorNet with both kinds of filter."""
+CLUSTERING = ("boat_swin", "boat_cswin")
+_RUNS = 2
+_MAKING_S = 900.0
 
 
 @dataclass
 class Row:
-    """One candidate on one model and batch."""
+    """One candidate on one model, size and batch. Errors are over the spread of eager's output."""
 
     model: str
+    resolution: str
     batch: int
     candidate: str
+    runtime: str
+    precision: str
+    ours: bool
     median_ms: float | None = None
     p90_ms: float | None = None
-    ours_is_faster_by: float | None = None
+    over_portable: float | None = None
     max_error: float | None = None
+    rms_error: float | None = None
     failure: str = ""
 
 
@@ -62,134 +77,211 @@ class Report:
     date: str
     machine: str
     threads: int
+    rounds: int
     versions: dict[str, str]
     rows: list[Row] = field(default_factory=list)
 
 
-def portable(loaded: LoadedModel, threads: int) -> Callable[[np.ndarray], np.ndarray]:
-    """Our portable form."""
-    lowered = lower(trace(loaded.module, loaded.spec), "portable")
-    session = onnxruntime.open_session(serialize(lowered.model), threads=threads)
-    return lambda batch: session(batch)[0]
+@dataclass(frozen=True)
+class _Running:
+    candidate: Candidate
+    pipe: Connection
 
 
-def torch_export(loaded: LoadedModel, threads: int) -> Callable[[np.ndarray], np.ndarray]:
-    """What torch.onnx.export makes of the model when nothing tells it about mixer ops."""
-    example = torch.zeros(2, loaded.spec.in_chans, *loaded.spec.image_size)
-    with mock.patch.object(mixers, "global_filter", mixers.fft_filter), torch.no_grad():
-        program = torch.onnx.export(
-            loaded.module,
-            (example,),
-            dynamo=True,
-            opset_version=DEFAULT_OPSET,
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
-            verbose=False,
-        )
-    session = onnxruntime.open_session(ModelFile(program.model_proto.SerializeToString()), threads=threads)
-    return lambda batch: session(batch)[0]
-
-
-def eagerly(loaded: LoadedModel, threads: int) -> Callable[[np.ndarray], np.ndarray]:
-    """The model as it is."""
-    torch.set_num_threads(threads)
-    return lambda batch: eager.run(loaded.module, batch)[0]
-
-
-def compiled(loaded: LoadedModel, threads: int) -> Callable[[np.ndarray], np.ndarray]:
-    """torch.compile with its default settings."""
-    torch.set_num_threads(threads)
-    module = torch.compile(loaded.module)
-    return lambda batch: eager.run(module, batch)[0]
-
-
-def in_openvino(loaded: LoadedModel, threads: int) -> Callable[[np.ndarray], np.ndarray]:
-    """Our portable form in OpenVINO, in float32 and for latency."""
-    import openvino
-
-    graph = serialize(lower(trace(loaded.module, loaded.spec), "portable").model).graph
-    core = openvino.Core()
-    settings = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
-    model = core.compile_model(core.read_model(graph), "CPU", settings)
-    return lambda batch: model(batch)[0]
-
-
-MAKERS = {
-    OURS: portable,
-    "torch export in ONNX Runtime": torch_export,
-    "eager": eagerly,
-    "torch.compile": compiled,
-}
-if importlib.util.find_spec("openvino") is not None:
-    MAKERS["portable in OpenVINO"] = in_openvino
-
-
-def measure(name: str, batches: list[int], rounds: int, threads: int) -> list[Row]:
-    """All candidates of one model, one row for each batch and candidate."""
-    loaded = load_model(name)
-    images = load_images(None, loaded.spec)
-    candidates, failures = {}, {}
-    for label, make in MAKERS.items():
-        started = time.perf_counter()
-        try:
-            candidates[label] = make(loaded, threads)
-            candidates[label](images.take(0, batches[0]))
-        except Exception as error:  # whatever a peer dies of is its row
-            candidates.pop(label, None)
-            failures[label] = f"{type(error).__name__}: {str(error).splitlines()[0][:160]}"
-        click.echo(f"{name}: {label} made in {time.perf_counter() - started:.0f} s {failures.get(label, '')}", err=True)
-    rows = []
-    for batch in batches:
-        x = images.take(0, batch)
-        reference = eager.run(loaded.module, x)[0]
-        errors = {k: float(np.abs(run(x) - reference).max() / reference.std()) for k, run in candidates.items()}
-        wrong = {label: error for label, error in errors.items() if not error <= MAX_ERROR}
-        if wrong:
-            raise SystemExit(f"{name}, batch {batch}: parity does not hold, nothing was timed: {wrong}")
-        runs = {label: (lambda run=run, x=x: run(x)) for label, run in candidates.items()}
-        times = bench.interleaved(runs, rounds=rounds, seconds=600)
-        ours = bench.median(times[OURS])
-        rows += [
-            Row(name, batch, label, bench.median(ms), bench.p90(ms), bench.median(ms) / ours, errors[label])
-            for label, ms in times.items()
-        ]
-        rows += [Row(name, batch, label, failure=why) for label, why in failures.items()]
+def measure(
+    model: str, size: int | None, batches: Sequence[int], candidates: Sequence[Candidate], rounds: int, threads: int
+) -> list[Row]:
+    """All candidates of one model at one size, one row for each batch and candidate."""
+    spec = load_model(model, image_size=size).spec
+    images = load_images(None, spec)
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        failures = _make_files(model, size, folder, candidates)
+        with _started(model, size, folder, threads, candidates, failures) as running:
+            for batch in batches:
+                x = images.take(0, batch)
+                rows += _rows(spec, x, running, rounds)
+                rows += [_row(spec, batch, each, failure=why) for each, why in failures.items()]
     return rows
 
 
-def markdown(report: Report) -> str:
-    """The rows as a table."""
-    lines = [
-        f"{report.date}, {report.machine}, {report.threads} threads, "
-        + ", ".join(f"{name} {version}" for name, version in report.versions.items()),
-        "",
-        "| model | batch | candidate | median ms | p90 ms | portable is faster by | max error / std |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for row in report.rows:
-        cells = (
-            ["failed", "", "", row.failure]
-            if row.failure
-            else [f"{row.median_ms:.1f}", f"{row.p90_ms:.1f}", f"{row.ours_is_faster_by:.2f}x", f"{row.max_error:.1e}"]
-        )
-        lines.append("| " + " | ".join([row.model, str(row.batch), row.candidate, *cells]) + " |")
-    return "\n".join(lines) + "\n"
+def _make_files(model: str, size: int | None, folder: Path, candidates: Sequence[Candidate]) -> dict[Candidate, str]:
+    """Make the files that the candidates run; returns the candidates that cannot, and why."""
+    wanted = {each.file for each in candidates if each.file}
+    if wanted & {"slim.onnx", "sim.onnx"}:
+        wanted.add("torch.onnx")
+    failed: dict[str, str] = {}
+    for file in (name for name in FILES if name in wanted):
+        outcome = _in_a_process(make_file, file, model, size, folder)
+        if isinstance(outcome, str):
+            failed[file] = outcome
+        click.echo(f"{model}: {file} {outcome if isinstance(outcome, str) else f'in {outcome:.0f} s'}", err=True)
+    return {each: failed[each.file] for each in candidates if each.file in failed}
+
+
+def _in_a_process(target: Callable[..., None], *arguments: object) -> float | str:
+    context = get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=target, args=(*arguments, theirs), daemon=True)
+    process.start()
+    theirs.close()
+    try:
+        if not ours.poll(_MAKING_S):
+            process.kill()
+            return f"no result after {_MAKING_S:.0f} s"
+        outcome: float | str = ours.recv()
+    except EOFError:
+        process.join()
+        return f"the process died with exit code {process.exitcode}"
+    process.join()
+    return outcome
+
+
+@contextmanager
+def _started(
+    model: str,
+    size: int | None,
+    folder: Path,
+    threads: int,
+    candidates: Sequence[Candidate],
+    failures: dict[Candidate, str],
+) -> Iterator[list[_Running]]:
+    """The candidates that start, each in its process; the others are added to `failures`."""
+    context = get_context("spawn")
+    running: list[_Running] = []
+    processes = []
+    for candidate in candidates:
+        if candidate in failures:
+            continue
+        if not installed(candidate):
+            failures[candidate] = f"{candidate.needs} is not installed"
+            continue
+        ours, theirs = context.Pipe()
+        process = context.Process(target=serve, args=(candidate, model, size, folder, threads, theirs), daemon=True)
+        process.start()
+        theirs.close()
+        answer = _answer(ours)
+        if answer:
+            failures[candidate] = str(answer)
+            continue
+        processes.append(process)
+        running.append(_Running(candidate, ours))
+    try:
+        yield running
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+
+
+def _answer(pipe: Connection) -> str | tuple[Array, list[float]]:
+    try:
+        answer: str | tuple[Array, list[float]] = pipe.recv()
+    except EOFError:
+        return "the process died"
+    return answer
+
+
+def _ask(each: _Running, x: Array, runs: int) -> str | tuple[Array, list[float]]:
+    each.pipe.send((x, runs))
+    return _answer(each.pipe)
+
+
+def _rows(spec: ModelSpec, x: Array, running: list[_Running], rounds: int) -> list[Row]:
+    """Parity first, then the timing of those that hold it."""
+    batch = len(x)
+    outputs = {each: _ask(each, x, 1) for each in running}  # the timed run warms up, and compiles
+    reference = next(answer for each, answer in outputs.items() if each.candidate.runtime == "eager")
+    if isinstance(reference, str):
+        raise SystemExit(f"{spec.name}, batch {batch}: eager fails: {reference}")
+    rows, holding = [], []
+    for each, answer in outputs.items():
+        row = _row(spec, batch, each.candidate)
+        row.failure = answer if isinstance(answer, str) else _judged(row, spec, reference[0], answer[0])
+        if row.failure and each.candidate.ours and each.candidate.precision == "fp32":
+            raise SystemExit(f"{spec.name}, batch {batch}: {each.candidate.name}: {row.failure}; nothing was timed")
+        rows.append(row)
+        if not row.failure:
+            holding.append((each, row))
+    times: dict[str, list[float]] = {row.candidate: [] for _, row in holding}
+    for turn in range(rounds):
+        start = turn % len(holding)  # so that none always follows the same neighbour
+        for each, row in (*holding[start:], *holding[:start]):
+            answer = _ask(each, x, _RUNS)
+            if isinstance(answer, str):
+                raise SystemExit(f"{spec.name}, batch {batch}: {row.candidate} failed while it was timed: {answer}")
+            times[row.candidate] += answer[1]
+    ours = next((bench.median(times[row.candidate]) for _, row in holding if row.ours), None)
+    for _, row in holding:
+        row.median_ms, row.p90_ms = bench.median(times[row.candidate]), bench.p90(times[row.candidate])
+        row.over_portable = None if ours is None else row.median_ms / ours
+    return rows
+
+
+def _row(spec: ModelSpec, batch: int, candidate: Candidate, failure: str = "") -> Row:
+    size = "x".join(str(side) for side in spec.image_size)
+    return Row(
+        spec.name,
+        size,
+        batch,
+        candidate.name,
+        candidate.runtime,
+        candidate.precision,
+        candidate.ours,
+        failure=failure,
+    )
+
+
+def _judged(row: Row, spec: ModelSpec, want: Array, got: Array) -> str:
+    """Note the errors in the row; why they are too large, or "".
+
+    A clustering model may decide differently on a near tie, in any runtime: there the limits of
+    bfloat16 keep out what is wrong, and `metaformer-export` itself weighs each decision.
+    """
+    measured = parity.measure("logits", want, got, classifier=True)
+    row.max_error, row.rms_error = measured.max_rel, measured.rms_rel
+    precision = "bf16" if spec.family in CLUSTERING else row.precision
+    return "; ".join(parity.judge(measured, parity.THRESHOLDS[precision]))
 
 
 @click.command()
-@click.argument("models", nargs=-1, required=True)
+@click.argument("models", nargs=-1)
 @click.option("--batch", "batches", type=int, multiple=True, default=(1,), show_default=True, help="May be repeated.")
-@click.option("--rounds", type=int, default=30, show_default=True, help="Timed rounds.")
+@click.option("--resolution", "sizes", type=int, multiple=True, help="May be repeated; the model's own if not given.")
+@click.option("--precision", "precisions", type=click.Choice(["fp32", "bf16"]), multiple=True, help="Default: all.")
+@click.option("--peer", "only", multiple=True, help="Part of a candidate's name; may be repeated. Default: all.")
+@click.option("--rounds", type=int, default=15, show_default=True, help=f"Of {_RUNS} timed runs each.")
 @click.option("--threads", type=int, default=available_threads(), help="For every candidate.")
-@click.option("--out", type=click.Path(path_type=Path), help="Also write the report as JSON.")
-def main(models: tuple[str, ...], batches: tuple[int, ...], rounds: int, threads: int, out: Path | None) -> None:
-    """Time MODELS in their portable form against eager, torch.compile and torch's own ONNX export."""
-    torch.set_num_threads(threads)
-    report = Report(datetime.now(UTC).date().isoformat(), bench.machine(), threads, versions())
-    for name in models:
-        report.rows += measure(name, list(batches), rounds, threads)
-    click.echo(markdown(report))
-    if out is not None:
-        out.write_text(json.dumps(asdict(report), indent=2) + "\n", encoding="utf-8")
+@click.option("--out", type=click.Path(path_type=Path), help="JSON; the tables go beside it as Markdown.")
+def main(
+    models: tuple[str, ...],
+    batches: tuple[int, ...],
+    sizes: tuple[int, ...],
+    precisions: tuple[str, ...],
+    only: tuple[str, ...],
+    rounds: int,
+    threads: int,
+    out: Path | None,
+) -> None:
+    """Time MODELS (one of each family if none is named) in their portable form against their peers."""
+    report = Report(datetime.now(UTC).date().isoformat(), bench.machine(), threads, rounds * _RUNS, versions())
+    chosen = [each for each in CANDIDATES if _wanted(each, precisions, only)]
+    for model in models or MODELS:
+        for size in sizes or (None,):
+            report.rows += measure(model, size, batches, chosen, rounds, threads)
+            if out is not None:
+                out.write_text(json.dumps(asdict(report), indent=2) + "\n", encoding="utf-8")
+                out.with_suffix(".md").write_text(markdown(asdict(report)), encoding="utf-8")
+    click.echo(markdown(asdict(report)))
+
+
+def _wanted(candidate: Candidate, precisions: tuple[str, ...], only: tuple[str, ...]) -> bool:
+    """Eager and the portable file in ONNX Runtime always are: everything is held against them."""
+    if candidate.runtime == "eager" or candidate is CANDIDATES[0]:
+        return True
+    named = not only or any(part in candidate.name for part in only)
+    return named and (not precisions or candidate.precision in precisions)
 
 
 if __name__ == "__main__":

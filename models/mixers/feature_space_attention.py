@@ -58,12 +58,17 @@ def balanced_clustering(q: Tensor, levels: int) -> Tensor:
     return order
 
 
+def _rows(x: Tensor, order: Tensor) -> Tensor:
+    """(B, heads, N, d) -> its rows in the given order. (take_along_dim fixes the batch size in torch.export.)"""
+    return x.gather(2, order[..., None].expand_as(x))
+
+
 def _split(tokens: Tensor, unit: Tensor, order: Tensor, groups: int) -> Tensor:
     """One level: (B, heads, N) order -> the order in which every group is sorted."""
     shape = (*order.shape[:2], groups, -1)
     grouped_order = order.reshape(shape)
     grouped, directions = (
-        each.take_along_dim(order[..., None], 2).reshape(*shape, each.shape[-1]) for each in (tokens, unit)
+        _rows(each, order).reshape(*shape, each.shape[-1]) for each in (tokens, unit)
     )
     half = grouped.shape[3] // 2
     means = torch.stack((grouped[..., :half, :].mean(3), grouped[..., half:, :].mean(3)), 3)
@@ -73,7 +78,7 @@ def _split(tokens: Tensor, unit: Tensor, order: Tensor, groups: int) -> Tensor:
         centroids = F.normalize(weights.transpose(-2, -1) @ grouped, dim=-1)
     similar = directions @ centroids.transpose(-2, -1) + 1
     ratio = similar[..., 0] / similar[..., 1].clamp_min(_LEAST)
-    return grouped_order.take_along_dim(ratio.argsort(dim=-1, stable=True), -1).reshape(order.shape)
+    return grouped_order.gather(-1, ratio.argsort(dim=-1, stable=True)).reshape(order.shape)
 
 
 def cluster_attention(
@@ -106,13 +111,12 @@ def cluster_attention(
             version=1,
         )
         return exported
-    rows = order[..., None]
     shape = (*order.shape[:2], -1, cluster_size, q.shape[-1])
-    queries, keys, values = (each.take_along_dim(rows, 2).reshape(shape) for each in (q, k, v))
+    queries, keys, values = (_rows(each, order).reshape(shape) for each in (q, k, v))
     if keys.shape[2] > 1:
         keys, values = _with_neighbours(keys, overlap), _with_neighbours(values, overlap)
     mixed = ((queries * scale) @ keys.transpose(-2, -1)).softmax(-1) @ values
-    return torch.empty_like(q).scatter_(2, rows.expand_as(q), mixed.reshape(q.shape))
+    return torch.empty_like(q).scatter_(2, order[..., None].expand_as(q), mixed.reshape(q.shape))
 
 
 def _with_neighbours(clusters: Tensor, overlap: int) -> Tensor:
