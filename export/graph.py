@@ -55,6 +55,17 @@ def producer(value: ir.Value | None, op_type: str) -> ir.Node | None:
     return node if node is not None and node.domain == "" and node.op_type == op_type else None
 
 
+def computed_and_constant(node: ir.Node | None, op_type: str) -> tuple[ir.Value | None, ir.Value | None]:
+    """The two operands of a commutative node of that type, computed one first; (None, None) if it is no such node."""
+    if node is None or node.domain != "" or node.op_type != op_type:
+        return None, None
+    first, second = node.inputs
+    for computed, number in ((first, second), (second, first)):
+        if constant(number) is not None and constant(computed) is None:
+            return computed, number
+    return None, None
+
+
 def permutation(transpose: ir.Node) -> tuple[int, ...]:
     """Axes of a Transpose; without the attribute they are reversed."""
     rank = len(transpose.inputs[0].shape) if transpose.inputs[0] is not None and transpose.inputs[0].shape else 0

@@ -12,6 +12,9 @@ import onnx_ir as ir
 from ..graph import Builder, attribute, constant, only_use, replace, size
 from .base import Pass, no_match
 
+_BLOCK = 16
+"""Channels of a block in ONNX Runtime's layout for AVX-512; a convolution pads its output to blocks."""
+
 
 @dataclass(frozen=True)
 class DistributeSplits(Pass):
@@ -40,6 +43,9 @@ def _distribute(split: ir.Node) -> bool:
         return False
     if any(output.shape is None or not isinstance(output.shape[1], int) for output in split.outputs):
         no_match("the sizes of its parts are not static", split)
+        return False
+    if all(size(output, 1) < _BLOCK for output in split.outputs):
+        no_match("a block of channels would be padded for each of its parts", split)
         return False
     bounds = np.cumsum([0, *(size(output, 1) for output in split.outputs)]).tolist()
     for output, (start, stop) in zip(split.outputs, pairwise(bounds), strict=True):

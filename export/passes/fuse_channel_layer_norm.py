@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from ..graph import Builder, attribute, constant, module_of, producer, replace
+from ..graph import Builder, attribute, computed_and_constant, constant, module_of, producer, replace
 from .base import Pass, no_match
 
 TO_NHWC = (0, 2, 3, 1)
@@ -47,13 +47,13 @@ class FuseChannelLayerNorm(Pass):
 
 
 def _match(add: ir.Node) -> _Match | None:
-    scaled, bias = _other(add.outputs[0], "Add")
-    divided, weight = _other(scaled, "Mul")
+    scaled, bias = computed_and_constant(add, "Add")
+    divided, weight = computed_and_constant(_maker(scaled), "Mul")
     division = producer(divided, "Div")
     if division is None or bias is None or weight is None:
         return None
     root = producer(division.inputs[1], "Sqrt")
-    variance, epsilon = _other(root.inputs[0], "Add") if root is not None else (None, None)
+    variance, epsilon = computed_and_constant(None if root is None else _maker(root.inputs[0]), "Add")
     squared = _mean_over_channels(variance)
     square = producer(squared, "Pow")
     if square is None or square.inputs[0] is not division.inputs[0] or _scalar(square.inputs[1]) != 2:
@@ -97,15 +97,8 @@ def _fuse(add: ir.Node, match: _Match) -> None:
     replace(add.outputs[0], build.value("Transpose", [norm], attributes={"perm": TO_NCHW}, like=match.x))
 
 
-def _other(value: ir.Value | None, op_type: str) -> tuple[ir.Value | None, ir.Value | None]:
-    """(computed operand, constant operand) of a commutative node, in either order."""
-    node = producer(value, op_type)
-    if node is None:
-        return None, None
-    first, second = node.inputs
-    if constant(second) is not None:
-        return first, second
-    return (second, first) if constant(first) is not None else (None, None)
+def _maker(value: ir.Value | None) -> ir.Node | None:
+    return None if value is None else value.producer()
 
 
 def _mean_over_channels(value: ir.Value | None) -> ir.Value | None:

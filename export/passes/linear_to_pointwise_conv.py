@@ -37,7 +37,7 @@ class LinearToPointwiseConv(Pass):
 
     def ensures(self, graph: ir.Graph) -> str | None:
         for node in graph:
-            if _to_nchw(node) and _linear(node.inputs[0]) is not None:
+            if _to_nchw(node) and linear_layer(node.inputs[0]) is not None:
                 return f"{node.name} still follows a linear layer"
         return None
 
@@ -52,22 +52,31 @@ def _hoist(transpose: ir.Node) -> ir.Node | None:
     before = None if value is None else value.producer()
     if value is None or before is None or not only_use(value):
         return None
-    if before.op_type in _ELEMENTWISE and before.domain == "":
+    if _activation(before):
         return _hoist_over_activation(transpose, before)
-    linear = _linear(value)
+    linear = linear_layer(value)
     return None if linear is None else _replace_linear(transpose, *linear)
+
+
+def _activation(node: ir.Node) -> bool:
+    """Elementwise on one value: also a product with itself, and a product or sum with one number."""
+    if node.domain != "" or node.op_type not in ("Mul", "Add"):
+        return node.domain == "" and node.op_type in _ELEMENTWISE
+    numbers = [constant(each) for each in node.inputs]
+    return node.inputs[0] is node.inputs[1] or any(each is not None and each.size == 1 for each in numbers)
 
 
 def _hoist_over_activation(transpose: ir.Node, activation: ir.Node) -> ir.Node:
     build = Builder(activation)
     result = transpose.outputs[0]
-    moved = build.node("Transpose", activation.inputs, {"perm": TO_NCHW}, like=result)
-    attributes = dict(activation.attributes)
-    replace(result, build.value(activation.op_type, moved.outputs, attributes=attributes, like=result))
+    computed = next(each for each in activation.inputs if constant(each) is None)
+    moved = build.node("Transpose", [computed], {"perm": TO_NCHW}, like=result)
+    operands = [each if constant(each) is not None else moved.outputs[0] for each in activation.inputs]
+    replace(result, build.value(activation.op_type, operands, attributes=dict(activation.attributes), like=result))
     return moved
 
 
-def _linear(value: ir.Value | None) -> tuple[ir.Node, ir.Value | None] | None:
+def linear_layer(value: ir.Value | None) -> tuple[ir.Node, ir.Value | None] | None:
     """(MatMul with a constant 2-D weight, bias or None) that makes the value for one reader, or None."""
     if value is None or not only_use(value):
         return None

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Residual sums of channels-last blocks -> the same sums on channels-first maps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from ..graph import Builder, constant, float_type, only_use, permutation, producer, replace, size
+from .base import Pass
+from .fuse_channel_layer_norm import TO_NCHW, TO_NHWC
+from .linear_to_pointwise_conv import linear_layer
+
+
+@dataclass(frozen=True)
+class ResidualsToChannelsFirst(Pass):
+    """x + f(x) on (B, H, W, C) maps is added as (B, C, H, W); only the norms still see channels last.
+
+    The residual stream is then in the layout of the convolutions, and `LinearToPointwiseConv` turns the
+    layers that end in it into 1x1 convolutions. ONNX Runtime keeps the stream in its blocked layout and
+    takes bias and residual sum into the convolution. A scale of the stream becomes a depthwise 1x1
+    convolution, which stays in that layout. Afterwards no residual sum reads a Transpose to NHWC.
+    """
+
+    def rewrite(self, model: ir.Model) -> int:
+        rewrites = 0
+        for node in list(model.graph):
+            if _is_residual(node):
+                _turn(node)
+                rewrites += 1
+        return rewrites
+
+    def ensures(self, graph: ir.Graph) -> str | None:
+        for node in graph:
+            if _is_residual(node):
+                return f"{node.name} still adds channels-last maps"
+        return None
+
+
+def _is_residual(node: ir.Node) -> bool:
+    """Add(stream, layer) of two equal NHWC maps, of which one ends in a linear layer."""
+    if node.op_type != "Add" or node.domain != "" or node.outputs[0].is_graph_output():
+        return False
+    first, second = node.inputs
+    if first is None or second is None or constant(first) is not None or constant(second) is not None:
+        return False
+    if first.shape is None or first.shape != second.shape or len(first.shape) != 4:
+        return False
+    if not all(isinstance(length, int) for length in list(first.shape)[1:]):
+        return False
+    return any(linear_layer(each) is not None for each in (first, second))
+
+
+def _turn(add: ir.Node) -> None:
+    build, result = Builder(add), add.outputs[0]
+    operands = [_channels_first(build, value) for value in add.inputs if value is not None]
+    total = build.value("Add", operands, like=result, shape=_nchw(result))
+    replace(result, build.value("Transpose", [total], attributes={"perm": TO_NHWC}, like=result))
+
+
+def _channels_first(build: Builder, value: ir.Value) -> ir.Value:
+    """The NHWC value as NCHW; without a Transpose where it comes from NCHW."""
+    before = producer(value, "Transpose")
+    if before is not None and permutation(before) == TO_NHWC and before.inputs[0] is not None:
+        return before.inputs[0]
+    scale = producer(value, "Mul")
+    if scale is not None and only_use(value):
+        for stream, factor in (scale.inputs, scale.inputs[::-1]):
+            numbers = constant(factor)
+            if stream is not None and numbers is not None and numbers.size == size(value, 3):
+                weight = build.constant(f"{factor.name}.conv", numbers.reshape(-1, 1, 1, 1))
+                attributes = {"kernel_shape": (1, 1), "group": numbers.size}
+                inputs = [_channels_first(build, stream), weight]
+                return build.value("Conv", inputs, attributes=attributes, like=value, shape=_nchw(value))
+    turned = build.value("Transpose", [value], attributes={"perm": TO_NCHW}, like=value, shape=_nchw(value))
+    if producer(value, "LayerNormalization") is None:
+        return turned
+    # A stage that begins with a norm: a convolution that changes nothing brings the stream into the blocked layout.
+    channels = size(value, 3)
+    weight = build.constant(f"identity_{channels}", np.ones((channels, 1, 1, 1), float_type(value)))
+    attributes = {"kernel_shape": (1, 1), "group": channels}
+    return build.value("Conv", [turned, weight], attributes=attributes, like=value, shape=_nchw(value))
+
+
+def _nchw(value: ir.Value) -> list[object]:
+    shape = value.shape
+    if shape is None:
+        raise ValueError(f"{value.name} has no shape")
+    return [shape[axis] for axis in TO_NCHW]
