@@ -21,6 +21,7 @@ from .progress import Progress
 from .runtime import clustering_parity, onnxruntime, parity
 from .runtime.clustering import Clusterings, EagerDecisions, decisions
 from .runtime.observe import largest_magnitudes, rounded
+from .runtime.session import OpenSession, Session
 from .runtime.threads import available_threads
 
 _FILES = {"portable": "model.onnx", "plugin": "model.plugin.onnx"}
@@ -29,7 +30,7 @@ _FILES = {"portable": "model.onnx", "plugin": "model.plugin.onnx"}
 @dataclass(frozen=True)
 class File:
     """One graph of the output folder. What is proved and timed is `data`, and `data` is what is written; only
-    bfloat16 is proved by its rounded graph, because ONNX Runtime's CPU cannot run it.
+    bfloat16 is proved by its rounded graph, because ONNX Runtime's CPU cannot run it, and by itself in OpenVINO.
     """
 
     name: str
@@ -40,14 +41,16 @@ class File:
 
 @dataclass(frozen=True)
 class Way:
-    """One way to run a file: its content, and the graph that runs. Both are made when they are needed."""
+    """One way to run a file: its content, the graph that runs, both made when they are needed, and what runs it."""
 
     data: Callable[[], ModelFile]
     graph: Callable[[], ir.Model]
+    load: OpenSession = onnxruntime.open_session
+    session: Session | None = None
 
-    def open(self) -> onnxruntime.Session:
-        """Load it with all threads."""
-        return onnxruntime.open_session(self.data(), threads=available_threads())
+    def open(self) -> Session:
+        """The session that it was given, or a new one with all threads."""
+        return self.session or self.load(self.data(), threads=available_threads())
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ class Judge:
         )
         if not self.clusters:
             return proof
-        clusterings = {name: Clusterings(way.graph, available_threads()) for name, way in ways.items()}
+        clusterings = {name: Clusterings(way.graph, available_threads(), way.load) for name, way in ways.items()}
         return clustering_parity.weigh(proof, self.decide, clusterings, self.images, classifier=classifier)
 
 
