@@ -9,6 +9,7 @@ from pathlib import Path
 from . import remarks
 from .artifacts import ExportResult, Lowered, Manifest
 from .calibration.images import ImageSet, load_images
+from .candidates import judge_candidates
 from .export.lower import lower
 from .export.ops.mixer_op import DOMAIN
 from .export.trace import DEFAULT_OPSET, trace
@@ -20,7 +21,7 @@ from .progress import Progress, Silent
 from .proving import File, judge_of, prove
 from .report import manifest_of, to_html, to_json
 from .request import default_folder, model_name, recognised, resolved
-from .timing import time_files
+from .timing import time_candidates
 
 
 def run_export(options: ExportOptions, progress: Progress | None = None) -> ExportResult:
@@ -42,8 +43,10 @@ def run_export(options: ExportOptions, progress: Progress | None = None) -> Expo
     for text in notes:
         progress.note(text)
     lowered = _lower(loaded, options, progress)
-    files, proof = prove(lowered, judge_of(loaded.module, lowered[0], images), options, progress)
-    timing = time_files(loaded.module, files[0], images, options, progress)
+    judge = judge_of(loaded.module, lowered[0], images)
+    files, proof = prove(lowered, judge, options, progress)
+    contenders = judge_candidates(files[0], proof, judge, options, progress)
+    timing = time_candidates(loaded.module, contenders, proof, images, options, progress)
     closing = remarks.closing_notes(proof, timing, options)
     for text in (*closing, *remarks.replacement_notes(replaced, loaded.spec, options)):
         notes.append(text)

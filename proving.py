@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import onnx_ir as ir
@@ -18,7 +18,7 @@ from .export.precision import convert, out_of_range
 from .export.serialize import ModelFile, serialize, skeleton
 from .options import ExportOptions
 from .progress import Progress
-from .runtime import clustering_parity, onnxruntime, parity
+from .runtime import clustering_parity, onnxruntime, openvino, parity
 from .runtime.clustering import Clusterings, EagerDecisions, decisions
 from .runtime.observe import largest_magnitudes, rounded
 from .runtime.session import OpenSession, Session
@@ -122,6 +122,8 @@ def _ways(files: tuple[File, ...], options: ExportOptions) -> dict[str, Way]:
         if options.precision != "fp32":
             model = partial(rounded, file.converted)
             ways[f"{file.name}, every tensor rounded to {options.precision}"] = made_by(model)
+    if options.target == "openvino":
+        ways[f"{files[0].name} in {openvino.NAME}"] = replace(as_written(files[0]), load=openvino.open_session)
     return ways
 
 

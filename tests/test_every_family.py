@@ -69,5 +69,14 @@ def test_a_small_model_is_exported_and_proved(
     if plugin.exists():
         nodes = onnx.load(plugin).graph.node
         assert {node.op_type for node in nodes if node.domain == DOMAIN} == set(variant.mixer_ops)
+    bench = json.loads((tmp_path / "out" / "bench.json").read_text("utf-8"))
+    verdicts = {(each["runtime"], each["precision"]): each["passed"] for each in bench["candidates"]}
+    assert verdicts == {
+        ("onnxruntime-cpu", "fp32"): True,
+        ("onnxruntime-cpu", "fp16"): True,
+        ("openvino-cpu", "fp32"): True,
+        ("openvino-cpu", "fp16"): False,  # OpenVINO has none
+    }, bench["candidates"]
+    assert (bench["choice"]["runtime"], bench["choice"]["precision"]) == ("onnxruntime-cpu", "fp16")
     portable = onnx.load(tmp_path / "out" / "model.onnx")
     assert {entry.domain for entry in portable.opset_import} == {""}
