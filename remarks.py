@@ -8,8 +8,9 @@ from typing import Any
 
 from .artifacts import BenchReport, BenchRow, Candidate, Choice, ExportResult, ModelSpec, ParityReport
 from .options import ExportOptions
+from .runtime import onnxruntime, openvino
 
-_TITLES = {"onnxruntime-cpu": "ONNX Runtime", "openvino-cpu": "OpenVINO"}
+_TITLES = {each.NAME: each.TITLE for each in (onnxruntime, openvino)}
 
 
 def time_line(rows: list[BenchRow]) -> str:
@@ -111,7 +112,7 @@ def closing_notes(proof: ParityReport, timing: BenchReport, options: ExportOptio
             + (" there; OpenVINO ran the file itself." if ran else ", and only the FP32 form was timed.")
         )
     # What failed with the export itself is said there, and bfloat16 in ONNX Runtime above.
-    said = {proof.failures, *(each.failures for each in timing.candidates if each.runtime == "onnxruntime-cpu")}
+    said = {proof.failures, *(each.failures for each in timing.candidates if each.runtime == onnxruntime.NAME)}
     return [*notes, *_no_candidates([each for each in timing.candidates if each.failures not in said])]
 
 

@@ -32,7 +32,7 @@ from metaformer_export.export.trace import DEFAULT_OPSET, trace
 from metaformer_export.models.loading import LoadedModel, load_model
 from metaformer_export.models.mixers import global_filter as mixers
 from metaformer_export.report import versions
-from metaformer_export.runtime import bench, eager, onnxruntime
+from metaformer_export.runtime import bench, eager, onnxruntime, openvino
 from metaformer_export.runtime.threads import available_threads
 
 MAX_ERROR = 1e-4
@@ -104,13 +104,9 @@ def compiled(loaded: LoadedModel, threads: int) -> Callable[[np.ndarray], np.nda
 
 def in_openvino(loaded: LoadedModel, threads: int) -> Callable[[np.ndarray], np.ndarray]:
     """Our portable form in OpenVINO, in float32 and for latency."""
-    import openvino
-
-    graph = serialize(lower(trace(loaded.module, loaded.spec), "portable").model).graph
-    core = openvino.Core()
-    settings = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
-    model = core.compile_model(core.read_model(graph), "CPU", settings)
-    return lambda batch: model(batch)[0]
+    lowered = lower(trace(loaded.module, loaded.spec), "portable")
+    session = openvino.open_session(serialize(lowered.model), threads=threads)
+    return lambda batch: session(batch)[0]
 
 
 MAKERS = {

@@ -25,6 +25,7 @@ except ImportError as error:  # pragma: no cover - exercised in a clean environm
     ) from error
 
 NAME = "onnxruntime-cpu"
+TITLE = "ONNX Runtime"
 _PROVIDER = "CPUExecutionProvider"
 _ERRORS_ONLY = 3
 _INPUT_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}

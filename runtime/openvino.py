@@ -25,6 +25,7 @@ from ..errors import InputError, MissingDependencyError
 from ..export.serialize import ModelFile
 
 NAME = "openvino-cpu"
+TITLE = "OpenVINO"
 Hint = Literal["f32", "bf16"]
 _DEVICE = "CPU"
 _CAPABILITIES: dict[Precision, str] = {"fp32": "FP32", "bf16": "BF16"}
@@ -70,7 +71,7 @@ def check(precision: Precision) -> None:
         raise InputError(f"OpenVINO's CPU does not compute in {precision}, it would run the file in fp32.")
     offered = core.get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES")
     if _CAPABILITIES[precision] not in offered:
-        raise MissingDependencyError(f"this CPU has no {precision} in OpenVINO, which offers {', '.join(offered)}.")
+        raise MissingDependencyError(f"OpenVINO has no {precision} on this CPU, it offers {', '.join(offered)}.")
 
 
 def settings(threads: int, hint: Hint = "f32") -> dict[str, str | int]:
