@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .models.family import Preprocessing
 
 Precision = Literal["fp32", "fp16", "bf16"]
+Target = Literal["auto", "onnx", "openvino"]
 
 
 @dataclass(frozen=True)
@@ -182,8 +183,47 @@ class ParityReport:
 
 
 @dataclass(frozen=True)
+class Candidate:
+    """One way to run the model on this machine, and whether it may be chosen.
+
+    Attributes:
+        file: of the output folder; "" for the float32 form beside a 16-bit file, which is only compared with.
+        settings: what the runtime has to be told to run it so.
+        passed: whether it runs here and parity holds; `failures` says why not.
+        rms_rel, cosine: worst over outputs, images and batches (with eager's clusters, where a model clusters);
+            None if it did not run.
+    """
+
+    runtime: str
+    precision: Precision
+    file: str
+    settings: dict[str, str | int]
+    passed: bool
+    rms_rel: float | None = None
+    cosine: float | None = None
+    failures: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The fastest candidate that passed: what to run, how, and what it gave at the usual batch size."""
+
+    runtime: str
+    precision: Precision
+    file: str
+    settings: dict[str, str | int]
+    batch: int
+    median_ms: float
+    speedup_over_eager: float
+
+
+@dataclass(frozen=True)
 class BenchRow:
-    """Latency of one runtime at one precision and batch, in milliseconds per batch."""
+    """Latency of one runtime at one precision and batch, in milliseconds per batch.
+
+    Attributes:
+        file: of the output folder; "" for eager and for the float32 form beside a 16-bit file.
+    """
 
     runtime: str
     precision: str
@@ -191,6 +231,8 @@ class BenchRow:
     median_ms: float
     p90_ms: float
     speedup_over_eager: float
+    file: str = ""
+    passed: bool = True
 
 
 @dataclass(frozen=True)
@@ -200,8 +242,10 @@ class BenchReport:
     Attributes:
         iterations: timed rounds, the fewest over the batch sizes.
         unstable: why the figures should not be relied on; "" if nothing speaks against them.
-        speedup_over_eager: of the delivered model.onnx at the first batch size; None where this machine
-            cannot run its precision (bfloat16 on a CPU).
+        speedup_over_eager: of the delivered model.onnx in its precision at the first batch size, in ONNX Runtime
+            if that was timed, else in OpenVINO; None where neither could run it.
+        candidates: all ways to run the model that the target has, those that cannot be taken included.
+        choice: None if none of them passed, or the export's parity failed.
     """
 
     machine: str
@@ -210,6 +254,8 @@ class BenchReport:
     results: tuple[BenchRow, ...]
     speedup_over_eager: float | None
     unstable: str = ""
+    candidates: tuple[Candidate, ...] = ()
+    choice: Choice | None = None
 
 
 @dataclass(frozen=True)

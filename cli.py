@@ -31,7 +31,7 @@ _SHOWN_FAILURES = 3
 _DEFECT = LoweringError.exit_code
 _SECTIONS = {
     "Model": ("model", "list_models", "checkpoint", "num_classes", "features", "neck", "resolution", "seed"),
-    "Precision and form": ("fp16", "bf16", "io", "opset", "batch"),
+    "Precision and form": ("fp16", "bf16", "io", "opset", "batch", "target"),
     "Proof and output": ("images", "output", "as_json"),
 }
 
@@ -119,6 +119,14 @@ class _ConsoleProgress:
     show_default=True,
     metavar="N|MIN:OPT:MAX",
     help="Batch sizes the model is for; MIN and OPT are timed. The file takes any.",
+)
+@click.option(
+    "--target",
+    type=click.Choice(["auto", "onnx", "openvino"]),
+    default="auto",
+    show_default=True,
+    help="Runtime to prove and time the file in: ONNX Runtime alone, OpenVINO as well, or auto: every installed one, "
+    "also OpenVINO's own BF16 without --fp16 and --bf16, and say which is fastest.",
 )
 @click.option(
     "--images",
@@ -225,6 +233,7 @@ def _options(given: dict[str, Any]) -> ExportOptions:
         model=given["model"] or None,
         checkpoint=given["checkpoint"],
         precision="fp16" if given["fp16"] else "bf16" if given["bf16"] else "fp32",
+        target=given["target"],
         resolution=None if given["resolution"] is None else parse_resolution(given["resolution"]),
         batch=BatchRange.parse(given["batch"]),
         num_classes=given["num_classes"],
@@ -258,31 +267,18 @@ def _list(as_json: bool) -> int:
 
 
 def _print_summary(result: ExportResult, as_json: bool) -> None:
+    from . import remarks
     from .report import summary, to_json
 
     if as_json:
         click.echo(to_json(summary(result)), nl=False)
         return
-    batch = result.bench.results[-1].batch
-    speeds = ", ".join(
-        f"{row.precision}{'' if row.precision == result.precision else ' form'} {row.median_ms:.1f} ms"
-        + ("" if result.bench.unstable else f" ({row.speedup_over_eager:.2f}x eager)")
-        for row in result.bench.results
-        if row.runtime != "eager" and row.batch == batch
-    )
-    if result.precision == "fp16":
-        speeds += "; FP16 speed shows on a GPU"
-    if result.precision == "bf16":
-        speeds += "; the BF16 file itself cannot run on this CPU"
-    if result.bench.unstable:
-        speeds += "; the machine was busy, do not rely on these"
     written = result.manifest.content["outputs"]
     size = sum(written[name]["bytes"] for name in ("model.onnx", "model.onnx.data") if name in written) / 1e6
     verdict = "parity holds" if result.parity.passed else "PARITY FAILED"
-    click.echo(
-        f"{result.folder}: {verdict}, model.onnx {size:.1f} MB, "
-        f"ONNX Runtime on {result.bench.threads} CPU threads at batch {batch}: {speeds}"
-    )
+    click.echo(f"{result.folder}: {verdict}, model.onnx {size:.1f} MB, {remarks.speeds(result)}")
+    if result.bench.choice is not None and len({each.runtime for each in result.bench.candidates}) > 1:
+        click.echo(remarks.choice_line(result.bench.choice, bool(result.bench.unstable)))
     shown = result.parity.failures[:_SHOWN_FAILURES]
     for failure in shown:
         click.echo(f"metaformer-export: parity failed: {failure}", err=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from .artifacts import Precision
+from .artifacts import Precision, Target
 from .errors import InputError
 
 MAX_BATCH = 1024
@@ -53,6 +53,7 @@ class ExportOptions:
     model: str | None = None
     checkpoint: str | Path | None = None
     precision: Precision = "fp32"
+    target: Target = "auto"
     resolution: tuple[int, int] | None = None
     batch: BatchRange = BatchRange()
     num_classes: int | None = None

@@ -3,56 +3,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 
-import onnx_ir as ir
-from torch import nn
-
 from . import remarks
-from .artifacts import (
-    BenchReport,
-    BenchRow,
-    Converted,
-    ExportResult,
-    Lowered,
-    Manifest,
-    ParityReport,
-)
+from .artifacts import ExportResult, Lowered, Manifest
 from .calibration.images import ImageSet, load_images
-from .export.lower import check, lower
+from .candidates import judge_candidates
+from .export.lower import lower
 from .export.ops.mixer_op import DOMAIN
-from .export.precision import convert, out_of_range
-from .export.serialize import ModelFile, serialize, skeleton
 from .export.trace import DEFAULT_OPSET, trace
 from .models.checkpoints import Checkpoint
 from .models.loading import LoadedModel, load_model
 from .options import ExportOptions
 from .output import MANIFEST, check_output, staged
 from .progress import Progress, Silent
+from .proving import File, judge_of, prove
 from .report import manifest_of, to_html, to_json
 from .request import default_folder, model_name, recognised, resolved
-from .runtime import bench, clustering_parity, eager, onnxruntime, parity
-from .runtime.clustering import Clusterings, EagerDecisions, decisions
-from .runtime.observe import largest_magnitudes, rounded
-from .runtime.threads import available_threads
-
-_FILES = {"portable": "model.onnx", "plugin": "model.plugin.onnx"}
-_BENCH_SECONDS = 8.0
-
-
-@dataclass(frozen=True)
-class _File:
-    """One graph of the output folder. What is proved and timed is `data`, and `data` is what is written; only
-    bfloat16 is proved by its rounded graph, because ONNX Runtime's CPU cannot run it.
-    """
-
-    name: str
-    lowered: Lowered
-    converted: Converted
-    data: ModelFile
+from .timing import time_candidates
 
 
 def run_export(options: ExportOptions, progress: Progress | None = None) -> ExportResult:
@@ -74,8 +43,10 @@ def run_export(options: ExportOptions, progress: Progress | None = None) -> Expo
     for text in notes:
         progress.note(text)
     lowered = _lower(loaded, options, progress)
-    files, proof = _prove(loaded, lowered, images, options, progress)
-    timing = _time(loaded.module, files[0], images, options, progress)
+    judge = judge_of(loaded.module, lowered[0], images)
+    files, proof = prove(lowered, judge, options, progress)
+    contenders = judge_candidates(files[0], proof, judge, options, progress)
+    timing = time_candidates(loaded.module, contenders, proof, images, options, progress)
     closing = remarks.closing_notes(proof, timing, options)
     for text in (*closing, *remarks.replacement_notes(replaced, loaded.spec, options)):
         notes.append(text)
@@ -118,122 +89,8 @@ def _lower(loaded: LoadedModel, options: ExportOptions, progress: Progress) -> t
     return lowered
 
 
-def _prove(
-    loaded: LoadedModel, lowered: tuple[Lowered, ...], images: ImageSet, options: ExportOptions, progress: Progress
-) -> tuple[tuple[_File, ...], ParityReport]:
-    """Every form in the wanted precision, and how all of them compare with eager."""
-    with progress.stage("convert") as done:
-        peaks: tuple[dict[str, float], ...] = ({},) * len(lowered)
-        if options.precision == "fp16":
-            peaks = tuple(largest_magnitudes(each, images.batch, available_threads()) for each in lowered)
-        files = tuple(_convert(each, options, peak) for each, peak in zip(lowered, peaks, strict=True))
-        kept = sum(len(each.ops) for each in files[0].converted.kept)
-        done(f"{options.precision}, {kept} nodes kept in float32, ONNX checked")
-    with progress.stage("parity") as done:
-        ways, classifier = _ways(files, options), not loaded.spec.features
-        decide = EagerDecisions(loaded.module)
-        proof = parity.compare(
-            decide.outputs,
-            {name: way.open for name, way in ways.items()},
-            images,
-            options.precision,
-            loaded.spec.outputs,
-            classifier=classifier,
-            out_of_range=out_of_range(lowered[0], peaks[0]),
-        )
-        if decisions(lowered[0].model.graph):
-            clusterings = {name: Clusterings(way.graph, available_threads()) for name, way in ways.items()}
-            proof = clustering_parity.weigh(proof, decide, clusterings, images, classifier=classifier)
-        done(remarks.parity_line(proof, classifier))
-    return files, proof
-
-
-def _convert(lowered: Lowered, options: ExportOptions, peaks: dict[str, float]) -> _File:
-    converted = convert(lowered, options.precision, max_abs=peaks, io=options.io)
-    check(skeleton(converted.model))
-    name = _FILES[lowered.form]
-    return _File(name, lowered, converted, serialize(converted.model, name))
-
-
-@dataclass(frozen=True)
-class _Way:
-    """One way to run a file: what opens it, and the graph that runs."""
-
-    open: parity.Opener
-    graph: Callable[[], ir.Model]
-
-
-def _ways(files: tuple[_File, ...], options: ExportOptions) -> dict[str, _Way]:
-    """Ways to run the files on this machine, all of which must agree with eager."""
-    ways = {}
-    for file in files:
-        if options.precision != "bf16":  # ONNX Runtime's CPU cannot run it
-            model = partial(_graph_of, file.converted)
-            ways[f"{file.name} in {onnxruntime.NAME}"] = _Way(partial(_open, file.data), model)
-        if options.precision != "fp32":
-            model = partial(rounded, file.converted)
-            ways[f"{file.name}, every tensor rounded to {options.precision}"] = _Way(partial(_open_model, model), model)
-    return ways
-
-
-def _graph_of(converted: Converted) -> ir.Model:
-    return converted.model
-
-
-def _open(data: ModelFile) -> onnxruntime.Session:
-    return onnxruntime.open_session(data, threads=available_threads())
-
-
-def _open_model(model: Callable[[], ir.Model]) -> onnxruntime.Session:
-    return _open(serialize(model()))
-
-
-def _time(model: nn.Module, file: _File, images: ImageSet, options: ExportOptions, progress: Progress) -> BenchReport:
-    """Eager, the exported file, and where that is not float32 its float32 form as well."""
-    with progress.stage("time") as done, eager.threads(available_threads()):
-        sessions = {}
-        if options.precision != "fp32":
-            sessions["fp32"] = _open(serialize(file.lowered.model))
-        if options.precision != "bf16":
-            sessions[options.precision] = _open(file.data)
-        rows: list[BenchRow] = []
-        rounds: list[int] = []
-        doubts: list[str] = []
-        for batch in sorted({options.batch.smallest, options.batch.usual}):
-            x = images.take(0, batch)
-            runs: dict[str, bench.Run] = {eager.NAME: partial(eager.run, model, x)}
-            runs |= {name: partial(session, x) for name, session in sessions.items()}
-            times = bench.interleaved(runs, seconds=_BENCH_SECONDS)
-            rounds.append(len(times[eager.NAME]))
-            rows += _rows(times, batch)
-            if doubt := bench.unstable(times):
-                doubts.append(f"batch {batch}: {doubt}")
-        done(remarks.time_line(rows))
-    ours = (row for row in rows if row.runtime == onnxruntime.NAME and row.precision == options.precision)
-    delivered = next(ours, None)
-    return BenchReport(
-        machine=bench.machine(),
-        threads=available_threads(),
-        iterations=min(rounds),
-        results=tuple(rows),
-        speedup_over_eager=None if delivered is None else delivered.speedup_over_eager,
-        unstable="; ".join(doubts),
-    )
-
-
-def _rows(times: dict[str, list[float]], batch: int) -> list[BenchRow]:
-    """One row for each candidate; candidates but eager are called by their precision."""
-    base = bench.median(times[eager.NAME])
-    rows = []
-    for name, measured in times.items():
-        runtime, precision = (eager.NAME, "fp32") if name == eager.NAME else (onnxruntime.NAME, name)
-        ms = bench.median(measured)
-        rows.append(BenchRow(runtime, precision, batch, ms, bench.p90(measured), base / ms))
-    return rows
-
-
 def _write(
-    result: ExportResult, files: tuple[_File, ...], images: ImageSet, options: ExportOptions, progress: Progress
+    result: ExportResult, files: tuple[File, ...], images: ImageSet, options: ExportOptions, progress: Progress
 ) -> ExportResult:
     with progress.stage("write") as done, staged(result.folder) as staging:
         for file in files:

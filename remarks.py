@@ -3,10 +3,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from .artifacts import BenchReport, BenchRow, ModelSpec, ParityReport
+from .artifacts import BenchReport, BenchRow, Candidate, Choice, ExportResult, ModelSpec, ParityReport
 from .options import ExportOptions
+from .runtime import onnxruntime, openvino
+
+_TITLES = {each.NAME: each.TITLE for each in (onnxruntime, openvino)}
 
 
 def time_line(rows: list[BenchRow]) -> str:
@@ -37,6 +41,47 @@ def parity_line(proof: ParityReport, classifier: bool) -> str:
     )
 
 
+def candidates_line(candidates: Sequence[Candidate]) -> str:
+    """Of which parity holds, of which it fails, and which cannot be run."""
+
+    def verdict(each: Candidate) -> str:
+        return "holds" if each.passed else "does not run" if each.rms_rel is None else "FAILED"
+
+    return ", ".join(f"{each.runtime} {each.precision} {verdict(each)}" for each in candidates)
+
+
+def speeds(result: ExportResult) -> str:
+    """Medians at the last batch size, runtime by runtime."""
+    bench = result.bench
+    batch = bench.results[-1].batch
+    by_runtime: dict[str, list[str]] = {}
+    for row in bench.results:
+        if row.runtime in _TITLES and row.batch == batch:
+            form = "" if row.file else " form"
+            ratio = "" if bench.unstable else f" ({row.speedup_over_eager:.2f}x eager)"
+            figure = f"{row.precision}{form} {row.median_ms:.1f} ms{ratio}"
+            by_runtime.setdefault(_TITLES[row.runtime], []).append(figure)
+    text = "; ".join(f"{title} {', '.join(each)}" for title, each in by_runtime.items())
+    if result.precision == "fp16":
+        text += "; FP16 speed shows on a GPU"
+    if result.precision == "bf16" and bench.speedup_over_eager is None:
+        text += "; the BF16 file itself cannot run on this CPU"
+    if bench.unstable:
+        text += "; the machine was busy, do not rely on these"
+    return f"on {bench.threads} CPU threads at batch {batch}: {text}"
+
+
+def choice_line(choice: Choice, unstable: bool) -> str:
+    """What to run, and how."""
+    hint = choice.settings.get("INFERENCE_PRECISION_HINT")
+    how = f" with INFERENCE_PRECISION_HINT={hint}" if hint else ""
+    gain = "" if unstable else f", {choice.speedup_over_eager:.2f}x eager"
+    return (
+        f"choice: {choice.file} in {_TITLES[choice.runtime]}{how}, {choice.precision}, "
+        f"{choice.median_ms:.1f} ms at batch {choice.batch}{gain}"
+    )
+
+
 def closing_notes(proof: ParityReport, timing: BenchReport, options: ExportOptions) -> list[str]:
     """What the user should know about the proof and the timing."""
     notes = []
@@ -61,10 +106,27 @@ def closing_notes(proof: ParityReport, timing: BenchReport, options: ExportOptio
             "No GPU was used: a CPU runs FP16 through casts, so its speed shows on a GPU only. No engine was built."
         )
     if options.precision == "bf16":
+        ran = timing.speedup_over_eager is not None
         notes.append(
-            "ONNX Runtime's CPU has no BF16: parity is of the rounded graph, and only the FP32 form was timed."
+            "ONNX Runtime's CPU has no BF16: parity is of the rounded graph"
+            + (" there; OpenVINO ran the file itself." if ran else ", and only the FP32 form was timed.")
         )
-    return notes
+    # What failed with the export itself is said there, and bfloat16 in ONNX Runtime above.
+    said = {proof.failures, *(each.failures for each in timing.candidates if each.runtime == onnxruntime.NAME)}
+    return [*notes, *_no_candidates([each for each in timing.candidates if each.failures not in said])]
+
+
+def _no_candidates(candidates: Sequence[Candidate]) -> list[str]:
+    """Why further runtimes or precisions cannot be taken: each reason once."""
+    by_reason: dict[str, list[str]] = {}
+    for each in candidates:
+        if not each.passed:
+            by_reason.setdefault(each.failures[0], []).append(f"{_TITLES[each.runtime]} in {each.precision}")
+    return [f"No candidate: {', '.join(names)}. {_sentence(reason)}" for reason, names in by_reason.items()]
+
+
+def _sentence(text: str) -> str:
+    return text if text.endswith(".") else f"{text}."
 
 
 def replacement_notes(old: dict[str, Any] | None, spec: ModelSpec, options: ExportOptions) -> list[str]:

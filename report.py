@@ -14,7 +14,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from .artifacts import Converted, ExportResult, Lowered, Manifest, OutputParity, ParityReport
+from . import remarks
+from .artifacts import BenchReport, Converted, ExportResult, Lowered, Manifest, OutputParity, ParityReport
 from .calibration.images import ImageSet
 from .models.checkpoints import sha256_of
 from .options import ExportOptions
@@ -68,6 +69,9 @@ def manifest_of(
             "precision": _precision(result, graphs, options),
             "graphs": {name: _graph(*pair) for name, pair in graphs.items()},
             "versions": versions(),
+            "target": options.target,
+            "candidates": [dataclasses.asdict(each) for each in result.bench.candidates],
+            "choice": None if result.bench.choice is None else dataclasses.asdict(result.bench.choice),
             "machine": result.bench.machine,
             "gpu": None,
             "tensorrt": None,
@@ -146,6 +150,8 @@ td:first-child,th:first-child{{text-align:left}}</style></head><body>
 <p>{result.parity.images} images ({html.escape(result.parity.image_source)}), batches
 {", ".join(map(str, result.parity.batches))}; worst of: {html.escape("; ".join(result.parity.methods))}.</p>
 {parity}
+<h2>Ways to run it here</h2>
+{_candidates(result.bench)}
 <h2>Latency</h2>
 <p>{html.escape(result.bench.machine)}, {result.bench.threads} threads, medians of {result.bench.iterations}
 interleaved rounds.</p>
@@ -164,6 +170,24 @@ def _outputs_table(outputs: tuple[OutputParity, ...]) -> str:
             for o in outputs
         ],
     )  # fmt: skip
+
+
+def _candidates(bench: BenchReport) -> str:
+    """What was tried, and what to take."""
+    table = _table(
+        ("runtime", "precision", "file", "rms / std", "cosine", "verdict"),
+        [
+            (c.runtime, c.precision, c.file or "float32 form, not in the folder",
+             *(("", "") if c.rms_rel is None or c.cosine is None else (f"{c.rms_rel:.2e}", f"{c.cosine:.7f}")),
+             "holds" if c.passed else "; ".join(c.failures))
+            for c in bench.candidates
+        ],
+    )  # fmt: skip
+    if bench.choice is None:
+        return table
+    settings = ", ".join(f"{name}={value}" for name, value in bench.choice.settings.items())
+    chosen = f"{remarks.choice_line(bench.choice, bool(bench.unstable))}. Settings: {settings}."
+    return f"{table}<p>{html.escape(chosen)}</p>"
 
 
 def _clusters(parity: ParityReport) -> str:

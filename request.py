@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from .artifacts import Precision
 from .errors import CheckpointError, InputError
 from .export.trace import BFLOAT16_OPSET, DEFAULT_OPSET, OPSETS
 from .models import registry
@@ -13,6 +14,7 @@ from .models.checkpoints import Checkpoint, read_checkpoint
 from .models.identify import identify
 from .options import ExportOptions
 from .progress import Progress
+from .runtime import openvino
 
 
 def recognised(options: ExportOptions, progress: Progress) -> tuple[ExportOptions, Checkpoint | None, list[str]]:
@@ -50,9 +52,19 @@ def resolved(options: ExportOptions) -> ExportOptions:
                 f"--bf16 needs opset {BFLOAT16_OPSET} or later (Conv has no bfloat16 before); got {opset}."
             )
         opset = opset or BFLOAT16_OPSET
+    if options.target == "openvino":
+        _check_openvino(options.precision)
     if options.io == "fp16" and options.precision != "fp16":
         raise InputError("--io fp16 goes with --fp16.")
     return replace(options, opset=opset or DEFAULT_OPSET)
+
+
+def _check_openvino(precision: Precision) -> None:
+    """InputError with the ways out where OpenVINO would run the file in another precision."""
+    try:
+        openvino.check(precision)
+    except InputError as error:
+        raise InputError(f"{error} Use --bf16, no precision (fp32), or --target onnx.") from error
 
 
 def default_folder(options: ExportOptions) -> Path:

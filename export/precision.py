@@ -76,6 +76,12 @@ def out_of_range(lowered: Lowered, max_abs: Mapping[str, float]) -> tuple[OutOfR
     return tuple(found)
 
 
+def float32_only(lowered: Lowered) -> tuple[str, ...]:
+    """Mixer ops of a graph that stay in float32 in a low-precision one, each once."""
+    mixers = (_mixer(node) for node in lowered.model.graph)
+    return tuple(dict.fromkeys(mixer.op_type for mixer in mixers if mixer is not None and mixer.float32))
+
+
 def _islands(graph: ir.Graph, max_abs: Mapping[str, float], largest: float) -> dict[ir.Node, str]:
     """Nodes that stay in float32, with the reason; `largest` is the end of the low type's range."""
     reasons = {}

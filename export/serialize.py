@@ -27,13 +27,15 @@ class ModelFile:
     Attributes:
         graph: content of the .onnx file.
         weights: what the graph refers to in a file beside it, by name and in order; empty for most models.
+        name: of the .onnx file, by which the graph finds its weights.
     """
 
     graph: bytes
     weights: dict[str, NDArray[Any]] = field(default_factory=dict)
+    name: str = "model.onnx"
 
     def write(self, path: Path) -> None:
-        """Write `path` and, where there are weights outside the graph, `path`.data."""
+        """Write `path`, whose name must be `name`, and, where there are weights outside the graph, `path`.data."""
         path.write_bytes(self.graph)
         if not self.weights:
             return
@@ -50,7 +52,7 @@ def _data_path(path: Path) -> Path:
 def serialize(model: ir.Model, name: str = "model.onnx", largest: int = LARGEST) -> ModelFile:
     """Serialise a model that will be written as `name`; the model is left as it is."""
     if sum(tensor.nbytes for _, tensor in _tensors(model)) <= largest:
-        return ModelFile(ir.to_proto(model).SerializeToString())
+        return ModelFile(ir.to_proto(model).SerializeToString(), name=name)
     model = model.clone()
     outside = [(value, tensor) for value, tensor in _tensors(model) if tensor.nbytes > _SMALL]
     # Contiguous: torch leaves transposed views of linear layers, which no runtime can map.
@@ -60,7 +62,7 @@ def serialize(model: ir.Model, name: str = "model.onnx", largest: int = LARGEST)
         value.const_value = ir.ExternalTensor(
             location, offset, tensor.nbytes, tensor.dtype, shape=shape, name=str(value.name)
         )
-    return ModelFile(ir.to_proto(model).SerializeToString(), weights)
+    return ModelFile(ir.to_proto(model).SerializeToString(), weights, name)
 
 
 def skeleton(model: ir.Model) -> onnx.ModelProto:

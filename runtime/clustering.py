@@ -22,7 +22,8 @@ from ..export.ops.balanced_clustering.op import OP_TYPE
 from ..export.serialize import serialize
 from ..models.mixers.feature_space_attention import CLUSTER, OVERLAP, BalancedClustering
 from . import eager
-from .onnxruntime import Session, open_session
+from .onnxruntime import open_session
+from .session import OpenSession, Session
 
 Outputs = list[NDArray[np.float32]]
 Orders = dict[str, NDArray[np.int64]]
@@ -31,10 +32,11 @@ Orders = dict[str, NDArray[np.int64]]
 
 @dataclass(frozen=True)
 class Clusterings:
-    """The clusterings of one exported graph; `graph` makes it, so that only one is in memory."""
+    """The clusterings of one exported graph; `graph` makes it, so that only one is in memory, and `load` runs it."""
 
     graph: Callable[[], ir.Model]
     threads: int
+    load: OpenSession = open_session
 
     def observe(self) -> tuple[Session, tuple[str, ...]]:
         """The graph with its decisions as further outputs, after its own, and their modules in that order."""
@@ -60,7 +62,7 @@ class Clusterings:
         return self._open(model)
 
     def _open(self, model: ir.Model) -> Session:
-        return open_session(serialize(model), threads=self.threads)
+        return self.load(serialize(model), threads=self.threads)
 
 
 def decisions(graph: ir.Graph) -> dict[str, ir.Value]:

@@ -34,6 +34,21 @@ _Shares = dict[str, list[NDArray[np.float64]]]
 
 
 @dataclass(frozen=True)
+class _Batch:
+    """All images in batches of one size, and what eager makes of them."""
+
+    size: int
+    chunks: list[NDArray[np.float32]]
+    expected: Outputs
+    orders: list[Orders]
+
+    @classmethod
+    def of(cls, size: int, chunks: list[NDArray[np.float32]], decide: Decide) -> _Batch:
+        eager = [decide(chunk) for chunk in chunks]
+        return cls(size, chunks, joined([outputs for outputs, _ in eager]), [orders for _, orders in eager])
+
+
+@dataclass(frozen=True)
 class _Runs:
     """All images through one candidate: freely, and with eager's clusters; shares by node, (N,) each."""
 
@@ -66,20 +81,17 @@ def weigh(
     same: dict[str, list[OutputParity]] = {output.name: [] for output in proof.outputs}
     changed: dict[str, list[float]] = {output.name: [] for output in proof.outputs}
     shares: tuple[_Shares, _Shares, _Shares] = ({}, {}, {})
-    for batch in BATCHES:
-        chunks = chunks_of(images, batch)
-        eager = [decide(chunk) for chunk in chunks]
-        expected = joined([outputs for outputs, _ in eager])
-        for method, clusterings in candidates.items():
-            runs = _run(clusterings, chunks, [orders for _, orders in eager])
+    batches = [_Batch.of(batch, chunks_of(images, batch), decide) for batch in BATCHES]
+    for method, clusterings in candidates.items():
+        for batch, runs in zip(batches, _run(clusterings, batches), strict=True):
             for kind, measured in zip(shares, (runs.agreements, runs.alone, runs.lent), strict=True):
                 for node, values in measured.items():
                     kind.setdefault(node, []).append(values)
-            for name, want, got, free in zip(same, expected, runs.same, runs.free, strict=True):
+            for name, want, got, free in zip(same, batch.expected, runs.same, runs.free, strict=True):
                 same[name].append(measure(name, want, got, classifier=classifier))
                 changed[name].append(float(np.sqrt(np.mean((free - got) ** 2)) / (want.std() or 1.0)))
                 broken = judge(same[name][-1], THRESHOLDS[proof.precision])
-                failures += [f"{text} with eager's clusters ({method}, batch {batch})" for text in broken]
+                failures += [f"{text} with eager's clusters ({method}, batch {batch.size})" for text in broken]
     found, least = _summary(*shares), LEAST[proof.precision]
     failures += [text for node in found.nodes for text in _judge_node(node, least)]
     return replace(
@@ -102,18 +114,32 @@ def _judge_node(node: NodeAgreement, least: Least) -> list[str]:
     return texts
 
 
-def _run(clusterings: Clusterings, chunks: Sequence[NDArray[np.float32]], orders: Sequence[Orders]) -> _Runs:
+def _run(clusterings: Clusterings, batches: Sequence[_Batch]) -> list[_Runs]:
+    """One candidate over all batches; each of its two forms is opened once, and one at a time."""
     observing, nodes = clusterings.observe()
-    free = [observing(chunk) for chunk in chunks]
+    free = [[observing(chunk) for chunk in batch.chunks] for batch in batches]
     del observing
     following = clusterings.follow()
-    same = [following(chunk, {node: each[node] for node in nodes}) for chunk, each in zip(chunks, orders, strict=True)]
-    outputs = len(free[0]) - len(nodes)
+    same = [
+        [
+            following(chunk, {node: orders[node] for node in nodes})
+            for chunk, orders in zip(batch.chunks, batch.orders, strict=True)
+        ]
+        for batch in batches
+    ]
+    return [_compared(*each, nodes) for each in zip(batches, free, same, strict=True)]
+
+
+def _compared(batch: _Batch, free: Sequence[Outputs], same: Sequence[Outputs], nodes: Sequence[str]) -> _Runs:
+    outputs = len(batch.expected)
 
     def shares(runs: Sequence[Outputs], compare: Callable[..., NDArray[np.float64]]) -> dict[str, NDArray[np.float64]]:
         return {
             node: np.concatenate(
-                [compare(want[node], got[outputs + i].astype(np.int64)) for got, want in zip(runs, orders, strict=True)]
+                [
+                    compare(want[node], got[outputs + i].astype(np.int64))
+                    for got, want in zip(runs, batch.orders, strict=True)
+                ]
             )
             for i, node in enumerate(nodes)
         }

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..artifacts import Precision
 from ..errors import InputError, MissingDependencyError
 from ..export.serialize import ModelFile
 from .threads import available_threads
@@ -24,6 +25,7 @@ except ImportError as error:  # pragma: no cover - exercised in a clean environm
     ) from error
 
 NAME = "onnxruntime-cpu"
+TITLE = "ONNX Runtime"
 _PROVIDER = "CPUExecutionProvider"
 _ERRORS_ONLY = 3
 _INPUT_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
@@ -57,6 +59,17 @@ class Session:
     ) -> list[NDArray[np.float32]]:
         feeds = {self.input_name: batch.astype(self.input_type, copy=False), **(given or {})}
         return [np.asarray(output, np.float32) for output in self.session.run(None, feeds)]
+
+
+def check(precision: Precision) -> None:
+    """Whether ONNX Runtime's CPU computes in that precision; InputError if it does not."""
+    if precision == "bf16":
+        raise InputError("ONNX Runtime's CPU has no BF16.")
+
+
+def settings(threads: int) -> dict[str, str | int]:
+    """How a session is made."""
+    return {"providers": _PROVIDER, "intra_op_num_threads": threads}
 
 
 def open_session(model: ModelFile | Path, *, threads: int, fuse: bool = True) -> Session:

@@ -25,7 +25,7 @@ FAST = pytest.mark.usefixtures("small_models")
 def test_an_export_is_whole_proved_and_timed(tmp_path: Path, monkeypatch, capsys, precision: str) -> None:
     monkeypatch.chdir(tmp_path)
     flags = [] if precision == "fp32" else [f"--{precision}"]
-    assert main(["--model", "hornet_test_gf", "--json", "--batch", "1:2:8", *flags]) == 0
+    assert main(["--model", "hornet_test_gf", "--json", "--batch", "1:2:8", "--target", "onnx", *flags]) == 0
     captured = capsys.readouterr()
     summary = json.loads(captured.out)
     folder = tmp_path / "build" / f"hornet_test_gf-{precision}"
@@ -66,6 +66,7 @@ def test_an_export_is_whole_proved_and_timed(tmp_path: Path, monkeypatch, capsys
     assert timed == {
         (r, p, b) for b in (1, 2) for r, ps in (("eager", {"fp32"}), ("onnxruntime-cpu", expected)) for p in ps
     }
+    assert {each["runtime"] for each in bench["candidates"]} == {"onnxruntime-cpu"}
     assert all(0 < row["median_ms"] <= row["p90_ms"] for row in bench["results"])
     if precision == "bf16":
         assert bench["speedup_over_eager"] is None
@@ -163,6 +164,11 @@ def test_failed_parity_is_exit_code_1_and_the_files_are_kept_and_marked(tmp_path
     manifest = json.loads(Path("build/hornet_test-fp32/manifest.json").read_text())
     assert manifest["status"] == "failed"
     assert json.loads(Path("build/hornet_test-fp32/parity.json").read_text())["passed"] is False
+    bench = json.loads(Path("build/hornet_test-fp32/bench.json").read_text())
+    assert bench["choice"] is None
+    # A percent is within what bfloat16 may be off, but of a failed export nothing is chosen.
+    fp32 = [each for each in bench["candidates"] if each["precision"] == "fp32"]
+    assert [(each["runtime"], each["passed"]) for each in fp32] == [("onnxruntime-cpu", False), ("openvino-cpu", False)]
 
 
 @FAST

@@ -11,7 +11,7 @@ import onnx
 import pytest
 from small_models import KINDS, SIDES
 
-from metaformer_export import pipeline
+from metaformer_export import timing
 from metaformer_export.cli import main
 from metaformer_export.export.ops.mixer_op import DOMAIN
 from metaformer_export.models import registry
@@ -48,7 +48,7 @@ def test_a_small_model_is_exported_and_proved(
     kind: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(registry, "FAMILIES", tuple(_small(family) for family in registry.FAMILIES))
-    monkeypatch.setattr(pipeline, "_BENCH_SECONDS", 0.3)
+    monkeypatch.setattr(timing, "_BENCH_SECONDS", 0.3)
     height, width = SIDES.get(kind, (64, 96))
     # Of 1000 random classes the first two can be nearer than float16 tells apart.
     arguments = ["--model", f"{kind}_test", "--num-classes", "10", "--fp16", "--resolution", f"{height}x{width}"]
@@ -69,5 +69,14 @@ def test_a_small_model_is_exported_and_proved(
     if plugin.exists():
         nodes = onnx.load(plugin).graph.node
         assert {node.op_type for node in nodes if node.domain == DOMAIN} == set(variant.mixer_ops)
+    bench = json.loads((tmp_path / "out" / "bench.json").read_text("utf-8"))
+    verdicts = {(each["runtime"], each["precision"]): each["passed"] for each in bench["candidates"]}
+    assert verdicts == {
+        ("onnxruntime-cpu", "fp32"): True,
+        ("onnxruntime-cpu", "fp16"): True,
+        ("openvino-cpu", "fp32"): True,
+        ("openvino-cpu", "fp16"): False,  # OpenVINO has none
+    }, bench["candidates"]
+    assert (bench["choice"]["runtime"], bench["choice"]["precision"]) == ("onnxruntime-cpu", "fp16")
     portable = onnx.load(tmp_path / "out" / "model.onnx")
     assert {entry.domain for entry in portable.opset_import} == {""}

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every form of the model in the wanted precision, and whether it computes what eager PyTorch computes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+
+import onnx_ir as ir
+from torch import nn
+
+from . import remarks
+from .artifacts import Converted, Lowered, ModelSpec, OutOfRange, ParityReport, Precision
+from .calibration.images import ImageSet
+from .export.lower import check
+from .export.precision import convert, out_of_range
+from .export.serialize import ModelFile, serialize, skeleton
+from .options import ExportOptions
+from .progress import Progress
+from .runtime import clustering_parity, onnxruntime, openvino, parity
+from .runtime.clustering import Clusterings, EagerDecisions, decisions
+from .runtime.observe import largest_magnitudes, rounded
+from .runtime.session import OpenSession, Session
+from .runtime.threads import available_threads
+
+_FILES = {"portable": "model.onnx", "plugin": "model.plugin.onnx"}
+
+
+@dataclass(frozen=True)
+class File:
+    """One graph of the output folder. What is proved and timed is `data`, and `data` is what is written; only
+    bfloat16 is proved by its rounded graph, because ONNX Runtime's CPU cannot run it, and by itself in OpenVINO.
+    """
+
+    name: str
+    lowered: Lowered
+    converted: Converted
+    data: ModelFile
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to run a file: its content, the graph that runs, both made when they are needed, and what runs it."""
+
+    data: Callable[[], ModelFile]
+    graph: Callable[[], ir.Model]
+    load: OpenSession = onnxruntime.open_session
+    session: Session | None = None
+
+    def open(self) -> Session:
+        """The session that it was given, or a new one with all threads."""
+        return self.session or self.load(self.data(), threads=available_threads())
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Holds ways to run a model against eager; what eager computes, it computes once."""
+
+    spec: ModelSpec
+    images: ImageSet
+    decide: EagerDecisions
+    clusters: bool
+
+    def compare(
+        self, ways: Mapping[str, Way], precision: Precision, *, out_of_range: tuple[OutOfRange, ...] = ()
+    ) -> ParityReport:
+        """The worst of all ways, by name, within the limits of the precision."""
+        openers: dict[str, parity.Opener] = {name: way.open for name, way in ways.items()}
+        classifier = not self.spec.features
+        proof = parity.compare(
+            self.decide.outputs,
+            openers,
+            self.images,
+            precision,
+            self.spec.outputs,
+            classifier=classifier,
+            out_of_range=out_of_range,
+        )
+        if not self.clusters:
+            return proof
+        clusterings = {name: Clusterings(way.graph, available_threads(), way.load) for name, way in ways.items()}
+        return clustering_parity.weigh(proof, self.decide, clusterings, self.images, classifier=classifier)
+
+
+def judge_of(model: nn.Module, lowered: Lowered, images: ImageSet) -> Judge:
+    """The judge of a model and of all that is made of its lowered graph."""
+    return Judge(lowered.spec, images, EagerDecisions(model), bool(decisions(lowered.model.graph)))
+
+
+def prove(
+    lowered: tuple[Lowered, ...], judge: Judge, options: ExportOptions, progress: Progress
+) -> tuple[tuple[File, ...], ParityReport]:
+    """Every form in the wanted precision, and how all of them compare with eager."""
+    with progress.stage("convert") as done:
+        peaks: tuple[dict[str, float], ...] = ({},) * len(lowered)
+        if options.precision == "fp16":
+            peaks = tuple(largest_magnitudes(each, judge.images.batch, available_threads()) for each in lowered)
+        files = tuple(_convert(each, options, peak) for each, peak in zip(lowered, peaks, strict=True))
+        kept = sum(len(each.ops) for each in files[0].converted.kept)
+        done(f"{options.precision}, {kept} nodes kept in float32, ONNX checked")
+    with progress.stage("parity") as done:
+        beyond = out_of_range(lowered[0], peaks[0])
+        proof = judge.compare(_ways(files, options), options.precision, out_of_range=beyond)
+        done(remarks.parity_line(proof, not judge.spec.features))
+    return files, proof
+
+
+def _convert(lowered: Lowered, options: ExportOptions, peaks: dict[str, float]) -> File:
+    converted = convert(lowered, options.precision, max_abs=peaks, io=options.io)
+    check(skeleton(converted.model))
+    name = _FILES[lowered.form]
+    return File(name, lowered, converted, serialize(converted.model, name))
+
+
+def _ways(files: tuple[File, ...], options: ExportOptions) -> dict[str, Way]:
+    """Ways to run the files on this machine, all of which must agree with eager."""
+    ways = {}
+    for file in files:
+        if options.precision != "bf16":  # ONNX Runtime's CPU cannot run it
+            ways[f"{file.name} in {onnxruntime.NAME}"] = as_written(file)
+        if options.precision != "fp32":
+            model = partial(rounded, file.converted)
+            ways[f"{file.name}, every tensor rounded to {options.precision}"] = made_by(model)
+    if options.target == "openvino":
+        ways[f"{files[0].name} in {openvino.NAME}"] = replace(as_written(files[0]), load=openvino.open_session)
+    return ways
+
+
+def as_written(file: File) -> Way:
+    """The file itself."""
+    return Way(lambda: file.data, lambda: file.converted.model)
+
+
+def made_by(model: Callable[[], ir.Model]) -> Way:
+    """A graph that is in no file."""
+    return Way(lambda: serialize(model()), model)

@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: Apache-2.0
+"""--target: which ways to run a model are tried, what is recorded of each, and which one is chosen."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import support
+from torch import nn
+
+from metaformer_export import timing
+from metaformer_export.artifacts import BenchRow, Candidate, ParityReport, Traced
+from metaformer_export.calibration.images import load_images
+from metaformer_export.candidates import Contender, choose, judge_candidates
+from metaformer_export.cli import main
+from metaformer_export.errors import MissingDependencyError
+from metaformer_export.export.lower import lower
+from metaformer_export.export.serialize import serialize
+from metaformer_export.options import ExportOptions
+from metaformer_export.progress import Silent
+from metaformer_export.proving import File, Judge, judge_of, prove
+from metaformer_export.runtime import openvino, parity
+from metaformer_export.runtime.parity import Thresholds
+
+SMALL = ["--model", "hornet_test", "--resolution", "64", "--num-classes", "10", "--output", "out"]
+ORT, OPENVINO = "onnxruntime-cpu", "openvino-cpu"
+
+
+def _has_bfloat16() -> bool:
+    try:
+        openvino.check("bf16")
+    except MissingDependencyError:
+        return False
+    return True
+
+
+needs_bfloat16 = pytest.mark.skipif(not _has_bfloat16(), reason="this CPU has no bfloat16")
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_models: None) -> Path:
+    """An empty current folder, the small models, and little time to measure in."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(timing, "_BENCH_SECONDS", 0.3)
+    return tmp_path
+
+
+def _report(name: str) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(Path("out", f"{name}.json").read_text("utf-8"))
+    return content
+
+
+def _passed(bench: dict[str, Any]) -> dict[tuple[str, str, str], bool]:
+    return {(each["runtime"], each["precision"], each["file"]): each["passed"] for each in bench["candidates"]}
+
+
+@needs_bfloat16
+def test_auto_records_every_candidate_and_picks_the_fastest_that_passes(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(SMALL) == 0
+    bench = _report("bench")
+    file = "model.onnx"
+    assert _passed(bench) == {(ORT, "fp32", file): True, (OPENVINO, "fp32", file): True, (OPENVINO, "bf16", file): True}
+    errors = {(each["runtime"], each["precision"]): each["rms_rel"] for each in bench["candidates"]}
+    assert errors[ORT, "fp32"] <= 1e-5
+    assert errors[OPENVINO, "fp32"] <= 1e-5
+    assert 1e-4 < errors[OPENVINO, "bf16"] <= 0.04
+    timed = {(row["runtime"], row["precision"]): row["median_ms"] for row in bench["results"]}
+    assert set(timed) == {("eager", "fp32"), *errors}
+    choice = bench["choice"]
+    fastest = min((key for key in timed if key[0] != "eager"), key=timed.__getitem__)
+    assert (choice["runtime"], choice["precision"], choice["file"]) == (*fastest, file)
+    assert choice["median_ms"] == timed[fastest]
+    assert choice["speedup_over_eager"] == pytest.approx(timed["eager", "fp32"] / timed[fastest])
+    hints = [each["settings"].get("INFERENCE_PRECISION_HINT") for each in bench["candidates"]]
+    assert hints == [None, "f32", "bf16"]
+    manifest = _report("manifest")
+    assert manifest["target"] == "auto"
+    assert manifest["choice"] == choice
+    assert manifest["candidates"] == bench["candidates"]
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == 2
+    assert said[1].startswith("choice: model.onnx in ")
+    assert said[1] in Path("out/report.html").read_text("utf-8")
+
+
+@needs_bfloat16
+def test_a_candidate_that_fails_parity_is_recorded_and_never_picked(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(parity.THRESHOLDS, "bf16", Thresholds(1e-6, 1e-7, 1.0, 1.0))
+    assert main(SMALL) == 0, "the file that was asked for is right"
+    bench = _report("bench")
+    assert _passed(bench)[OPENVINO, "bf16", "model.onnx"] is False
+    (failed,) = (each for each in bench["candidates"] if not each["passed"])
+    assert failed["failures"][0].startswith("logits: max_rel ")
+    assert failed["rms_rel"] > 1e-4
+    assert "bf16" not in {row["precision"] for row in bench["results"]}
+    assert bench["choice"]["precision"] == "fp32"
+    captured = capsys.readouterr()
+    assert f"{OPENVINO} bf16 FAILED" in captured.err
+    assert "note: No candidate: OpenVINO in bf16. logits: max_rel " in captured.err
+
+
+@needs_bfloat16
+def test_a_bfloat16_file_is_proved_and_timed_in_openvino(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*SMALL, "--bf16"]) == 0
+    bench = _report("bench")
+    assert _passed(bench) == {
+        (ORT, "fp32", ""): True,
+        (ORT, "bf16", "model.onnx"): False,
+        (OPENVINO, "fp32", ""): True,
+        (OPENVINO, "bf16", "model.onnx"): True,
+    }
+    assert (bench["choice"]["runtime"], bench["choice"]["precision"]) == (OPENVINO, "bf16")
+    assert bench["choice"]["settings"]["INFERENCE_PRECISION_HINT"] == "f32", "the file says what is bfloat16"
+    assert bench["speedup_over_eager"] == pytest.approx(bench["choice"]["speedup_over_eager"])
+    assert _report("parity")["methods"] == ["model.onnx, every tensor rounded to bf16"], "auto only adds"
+    captured = capsys.readouterr()
+    assert "OpenVINO ran the file itself" in captured.err
+    assert "cannot run on this CPU" not in captured.out
+
+
+def test_target_openvino_decides_with_openvino_too(here: Path) -> None:
+    assert main([*SMALL, "--target", "openvino"]) == 0
+    assert _report("parity")["methods"] == [f"model.onnx in {ORT}", f"model.onnx in {OPENVINO}"]
+    bench = _report("bench")
+    assert _passed(bench) == {(OPENVINO, "fp32", "model.onnx"): True}
+    assert {row["runtime"] for row in bench["results"]} == {"eager", OPENVINO}
+    assert bench["choice"]["runtime"] == OPENVINO
+    assert bench["speedup_over_eager"] == pytest.approx(bench["choice"]["speedup_over_eager"])
+
+
+def test_target_openvino_with_float16_is_refused_before_any_work(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*SMALL, "--target", "openvino", "--fp16"]) == 2
+    captured = capsys.readouterr()
+    (error,) = (line for line in captured.err.splitlines() if line.startswith("metaformer-export: error: "))
+    assert "OpenVINO's CPU does not compute in fp16" in error
+    assert "Use --bf16, no precision (fp32), or --target onnx." in error
+    assert "load" not in captured.err
+    assert support.files_below(here) == []
+
+
+def test_without_openvino_auto_goes_on_and_the_target_is_exit_code_3(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    openvino._core.cache_clear()
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    assert main([*SMALL, "--target", "openvino"]) == 3
+    assert 'pip install "metaformer-export[openvino]"' in capsys.readouterr().err
+    assert support.files_below(here) == []
+    assert main(SMALL) == 0
+    bench = _report("bench")
+    assert [each["passed"] for each in bench["candidates"]] == [True, False, False]
+    assert bench["choice"]["runtime"] == ORT
+    (note,) = (note for note in _report("manifest")["notes"] if "OpenVINO" in note)
+    assert note.startswith("No candidate: OpenVINO in fp32, OpenVINO in bf16. OpenVINO is not installed; pip install")
+
+
+@pytest.fixture(scope="module")
+def judged(small_7x7: nn.Module, traced_small_7x7: Traced) -> tuple[File, ParityReport, Judge]:
+    """A right export of a small HorNet on two photographs, as far as its proof."""
+    lowered = lower(traced_small_7x7, "portable")
+    images = load_images(None, lowered.spec)
+    images = replace(images, batch=images.batch[:2], names=images.names[:2], sha256=images.sha256[:2])
+    judge = judge_of(small_7x7, lowered, images)
+    (file,), proof = prove((lowered,), judge, ExportOptions(), Silent())
+    assert proof.passed, proof.failures
+    return file, proof, judge
+
+
+def test_a_runtime_that_computes_something_else_is_not_a_candidate(judged: tuple[File, ParityReport, Judge]) -> None:
+    """The file that OpenVINO reads has one weight that is one percent off."""
+    file, proof, judge = judged
+    model = file.converted.model.clone()
+    weight = model.graph.initializers["stages.1.0.gnconv.proj_out.weight"]
+    assert weight.const_value is not None
+    weight.const_value = ir.tensor(weight.const_value.numpy() * np.float32(1.01), name=weight.name)
+    tampered = replace(file, data=serialize(model))
+    contenders = judge_candidates(tampered, proof, judge, ExportOptions(), Silent())
+    verdicts = {(each.candidate.runtime, each.candidate.precision): each for each in contenders}
+    wrong = verdicts[OPENVINO, "fp32"]
+    assert wrong.candidate.passed is False
+    assert wrong.session is None, "it is not even timed"
+    assert wrong.candidate.rms_rel is not None
+    assert wrong.candidate.rms_rel > 1e-4
+    assert "max_rel" in wrong.candidate.failures[0]
+
+
+@needs_bfloat16
+def test_a_model_with_a_float32_op_is_not_lowered_by_a_hint(small_boat: nn.Module, traced_small_boat: Traced) -> None:
+    lowered = lower(traced_small_boat, "portable")
+    images = load_images(None, lowered.spec)
+    images = replace(images, batch=images.batch[:1], names=images.names[:1], sha256=images.sha256[:1])
+    judge = judge_of(small_boat, lowered, images)
+    (file,), proof = prove((lowered,), judge, ExportOptions(), Silent())
+    *_, float32, low = (each.candidate for each in judge_candidates(file, proof, judge, ExportOptions(), Silent()))
+    assert (float32.runtime, float32.precision, float32.passed) == (OPENVINO, "fp32", True), float32.failures
+    assert float32.rms_rel is not None
+    assert float32.rms_rel <= 1e-5, "with eager's clusters"
+    assert (low.precision, low.passed, low.rms_rel) == ("bf16", False, None)
+    assert low.failures == (
+        "OpenVINO would lower BalancedClustering too, which stays in float32; --bf16 makes a file that says so.",
+    )
+
+
+def _contender(runtime: str, precision: str, *, passed: bool, file: str = "model.onnx") -> Contender:
+    return Contender(Candidate(runtime, precision, file, {}, passed), None)  # type: ignore[arg-type]
+
+
+def _row(runtime: str, precision: str, ms: float, batch: int = 4, file: str = "model.onnx") -> BenchRow:
+    return BenchRow(runtime, precision, batch, ms, ms, 100 / ms, file)
+
+
+def test_the_fastest_that_passed_is_chosen_at_the_usual_batch() -> None:
+    contenders = (
+        _contender(ORT, "fp32", passed=True, file=""),
+        _contender(ORT, "bf16", passed=False),
+        _contender(OPENVINO, "fp32", passed=True),
+        _contender(OPENVINO, "bf16", passed=True),
+    )
+    rows = [
+        _row("eager", "fp32", 100.0, file=""),
+        _row(ORT, "fp32", 1.0, file=""),  # not in the folder
+        _row(ORT, "bf16", 2.0),  # failed
+        _row(OPENVINO, "fp32", 50.0),
+        _row(OPENVINO, "bf16", 40.0),
+        _row(OPENVINO, "fp32", 3.0, batch=1),
+    ]
+    choice = choose(contenders, rows, 4)
+    assert choice is not None
+    assert (choice.runtime, choice.precision, choice.batch) == (OPENVINO, "bf16", 4)
+    assert (choice.median_ms, choice.speedup_over_eager) == (40.0, 2.5)
+    assert choose(contenders[:2], rows, 4) is None
