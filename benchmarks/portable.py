@@ -24,7 +24,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import click
-from candidates import CANDIDATES, FILES, Array, Candidate, installed, make_file, serve
+from peers import CANDIDATES, FILES, Array, Candidate, installed, make_file, serve
 from summary import markdown
 
 from metaformer_export.artifacts import ModelSpec

@@ -77,6 +77,14 @@ def only_use(value: ir.Value) -> bool:
     return len(value.uses()) == 1 and not value.is_graph_output()
 
 
+def only_reader(value: ir.Value) -> tuple[ir.Node, int] | None:
+    """The node that alone reads the value, and as which input; None where there are more or it is a graph output."""
+    if not only_use(value):
+        return None
+    (use,) = value.uses()
+    return use.node, use.idx
+
+
 def size(value: ir.Value, axis: int) -> int:
     """Static length of one axis; raises ValueError where it is dynamic or unknown."""
     length = None if value.shape is None else value.shape[axis]

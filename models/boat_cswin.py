@@ -53,8 +53,9 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        qkv = self.qkv(self.norm1(x)).unflatten(-1, (3, -1))
-        parts = [branch(part) for branch, part in zip(self.attns, qkv.chunk(len(self.attns), -1), strict=True)]
+        branches = len(self.attns)
+        maps = self.qkv(self.norm1(x)).chunk(3 * branches, -1)  # queries of each branch, then keys, then values
+        parts = [branch(*maps[i::branches]) for i, branch in enumerate(self.attns)]
         x = x + self.proj(torch.cat(parts, -1))
         if self.content:
             x = x + self.content_attn(self.norm3(x))

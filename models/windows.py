@@ -11,18 +11,37 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 
-def to_windows(x: Tensor, height: int, width: int) -> Tensor:
-    """(B, H, W, C) -> (B, windows, height * width, C), row by row; the map divides into windows."""
+def to_windows(x: Tensor, height: int, width: int, heads: int) -> Tensor:
+    """(B, H, W, C) -> (B, windows, heads, height * width, C / heads): windows and tokens row by row.
+
+    The map divides into windows. One transposition, so that queries, keys and values are copied once each.
+    """
     _, rows, columns, channels = x.shape
-    x = x.reshape(-1, rows // height, height, columns // width, width, channels)
-    return x.transpose(2, 3).reshape(-1, (rows // height) * (columns // width), height * width, channels)
+    x = x.reshape(-1, rows // height, height, columns // width, width, heads, channels // heads)
+    return x.permute(0, 1, 3, 5, 2, 4, 6).reshape(
+        -1, (rows // height) * (columns // width), heads, height * width, channels // heads
+    )
 
 
 def from_windows(x: Tensor, height: int, width: int, rows: int, columns: int) -> Tensor:
-    """(B, windows, height * width, C) -> (B, rows, columns, C): the inverse of `to_windows`."""
-    channels = x.shape[-1]
-    x = x.reshape(-1, rows // height, columns // width, height, width, channels)
-    return x.transpose(2, 3).reshape(-1, rows, columns, channels)
+    """(B, windows, heads, height * width, C / heads) -> (B, rows, columns, C): the inverse of `to_windows`."""
+    heads, dim = x.shape[2], x.shape[4]
+    x = x.reshape(-1, rows // height, columns // width, heads, height, width, dim)
+    return x.permute(0, 1, 4, 2, 5, 3, 6).reshape(-1, rows, columns, heads * dim)
+
+
+def to_images(x: Tensor, height: int, width: int) -> Tensor:
+    """(B, H, W, C) -> (B * windows, C, height, width): every window an image of its own."""
+    _, rows, columns, channels = x.shape
+    x = x.reshape(-1, rows // height, height, columns // width, width, channels)
+    return x.permute(0, 1, 3, 5, 2, 4).reshape(-1, channels, height, width)
+
+
+def from_images(x: Tensor, rows: int, columns: int) -> Tensor:
+    """(B * windows, C, height, width) -> (B, rows, columns, C): the inverse of `to_images`."""
+    channels, height, width = x.shape[1:]
+    x = x.reshape(-1, rows // height, columns // width, channels, height, width)
+    return x.permute(0, 1, 4, 2, 5, 3).reshape(-1, rows, columns, channels)
 
 
 @cache

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ..graph import Builder, computed_and_constant, constant, only_use, replace
+from ..graph import Builder, computed_and_constant, constant, only_reader, only_use, replace, size
 from .base import Pass
 
 Array = NDArray[Any]
@@ -36,7 +36,7 @@ def _convert(add: ir.Node) -> bool:
     x, factor = computed_and_constant(scaled.producer(), "Mul")
     if x is None or not _maps(x) or x.shape != result.shape or not _before_conv(result):
         return False
-    channels = int(x.shape[1]) if x.shape is not None else 0
+    channels = size(x, 1)
     build = Builder(add)
     numbers = [_per_channel(each, channels) for each in (factor, offset)]
     if numbers[0] is None or numbers[1] is None:
@@ -53,7 +53,8 @@ def _maps(x: ir.Value) -> bool:
 
 
 def _before_conv(value: ir.Value) -> bool:
-    return only_use(value) and value.uses()[0].node.op_type == "Conv"
+    reader = only_reader(value)
+    return reader is not None and reader[0].op_type == "Conv"
 
 
 def _per_channel(value: ir.Value | None, channels: int) -> Array | None:

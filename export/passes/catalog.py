@@ -8,6 +8,7 @@ from .affine_to_depthwise_conv import AffineToDepthwiseConv
 from .attach_plugin import AttachPlugin
 from .base import Pass
 from .clean_up import CleanUp
+from .compose_channel_mixing import ComposeChannelMixing
 from .distribute_splits import DistributeSplits
 from .expand_mixer_ops import ExpandMixerOps
 from .fold_affine_into_next import FoldAffineIntoNext
@@ -24,39 +25,60 @@ from .resize_spectral_filters import ResizeSpectralFilters
 from .square_by_product import SquareByProduct
 from .static_reshapes import StaticReshapes
 
-_COMMON: tuple[Pass, ...] = (
+_FIRST: tuple[Pass, ...] = (
     StaticReshapes(),
     ResizeSpectralFilters(),
-    FuseChannelLayerNorm(),
-    FoldScales(),  # after the norms: gnConv's s goes into a global-local filter's last norm
+    ComposeChannelMixing(),
 )
 
-PORTABLE: tuple[Pass, ...] = (
-    *_COMMON,
+_FOLDED: tuple[Pass, ...] = (
+    FoldScales(),  # after the norms: gnConv's s goes into a global-local filter's last norm
     FoldAffineIntoNext(),
     AffineAfterPooling(),
     MergeFactors(),
     SquareByProduct(),
     GlobalFilterToMatmul(),
     ExpandMixerOps(),
+)
+
+_LAST: tuple[Pass, ...] = (
+    CleanUp(),
+    NameAfterModules(),  # last: names are derived from what is left
+)
+
+PORTABLE: tuple[Pass, ...] = (
+    *_FIRST,
+    FuseChannelLayerNorm(),
+    *_FOLDED,
     ResidualsToChannelsFirst(),
     LinearToPointwiseConv(),  # after FoldScales, which clears the factor between linear and transpose
     MergeTransposes(),
     AffineToDepthwiseConv(),
     PoolingResidualToConv(),
     DistributeSplits(),
-    CleanUp(),
-    NameAfterModules(),  # last: names are derived from what is left
+    FoldScales(),  # once more: queries have a layer of their own now, and take the scale of their attention
+    *_LAST,
 )
-"""Standard operators only, for ONNX Runtime, OpenVINO and any other ONNX consumer."""
+"""Standard operators only, for any ONNX consumer, in the layouts that ONNX Runtime runs best."""
+
+OPENVINO: tuple[Pass, ...] = (
+    *_FIRST,
+    *_FOLDED,
+    LinearToPointwiseConv(),
+    MergeTransposes(),
+    *_LAST,
+)
+"""Standard operators only; OpenVINO fuses elementwise chains and splits itself, and runs a norm over channels
+fastest as it is written, without transposes."""
 
 PLUGIN: tuple[Pass, ...] = (
-    *_COMMON,
+    *_FIRST,
+    FuseChannelLayerNorm(),
+    FoldScales(),
     MergeTransposes(),
     AttachPlugin(),
-    CleanUp(),
-    NameAfterModules(),
+    *_LAST,
 )
 """Mixer ops as plugin nodes, for TensorRT; splits and linear layers stay whole, as its own fusions want them."""
 
-FORMS: dict[str, tuple[Pass, ...]] = {"portable": PORTABLE, "plugin": PLUGIN}
+FORMS: dict[str, tuple[Pass, ...]] = {"portable": PORTABLE, "openvino": OPENVINO, "plugin": PLUGIN}

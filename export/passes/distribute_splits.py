@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from ..graph import Builder, attribute, constant, only_use, replace, size
 from .base import Pass, no_match
+from .linear_to_pointwise_conv import linear_layer
 
 _BLOCK = 16
 """Channels of a block in ONNX Runtime's layout for AVX-512; a convolution pads its output to blocks."""
@@ -31,14 +32,19 @@ class DistributeSplits(Pass):
         # From the last to the first: a lower Split first moves above its depthwise convolution, where
         # it merges with the Split that made that convolution's input.
         for node in reversed(list(model.graph)):
-            if node.op_type == "Split" and node.graph is not None and attribute(node, "axis", 0) == 1:
+            if node.op_type == "Split" and node.graph is not None:
                 rewrites += _distribute(node)
         return rewrites
 
 
 def _distribute(split: ir.Node) -> bool:
     source = split.inputs[0]
-    if source is None or any(output.is_graph_output() for output in split.outputs) or not _disappears(source):
+    if source is None or source.shape is None or any(output.is_graph_output() for output in split.outputs):
+        return False
+    axis = attribute(split, "axis", 0) % len(source.shape)
+    if axis == len(source.shape) - 1 and _is_linear(source):
+        return _distribute_linear(split, source)
+    if axis != 1 or not _disappears(source):
         no_match("it does not end in a convolution that only it reads", split)
         return False
     if any(output.shape is None or not isinstance(output.shape[1], int) for output in split.outputs):
@@ -51,6 +57,35 @@ def _distribute(split: ir.Node) -> bool:
     for output, (start, stop) in zip(split.outputs, pairwise(bounds), strict=True):
         if output.uses():
             replace(output, _part(source, start, stop))
+    return True
+
+
+def _is_linear(value: ir.Value) -> bool:
+    layer = linear_layer(value)
+    if layer is None:
+        return False
+    bias = constant(layer[1])
+    return bias is None or bias.ndim == 1
+
+
+def _distribute_linear(split: ir.Node, source: ir.Value) -> bool:
+    layer = linear_layer(source)
+    if layer is None:
+        return False
+    matmul, bias = layer
+    weight, offset = np.asarray(constant(matmul.inputs[1])), constant(bias)
+    build, start = Builder(split), 0
+    name = "" if matmul.inputs[1] is None else matmul.inputs[1].name
+    for output in split.outputs:
+        stop = start + size(output, -1)
+        if output.uses():
+            part = build.constant(f"{name}.{start}_{stop}", weight[:, start:stop])
+            made = build.value("MatMul", [matmul.inputs[0], part], like=output)
+            if offset is not None:
+                own = build.constant(f"{name}.bias.{start}_{stop}", offset[start:stop])
+                made = build.value("Add", [made, own], like=output)
+            replace(output, made)
+        start = stop
     return True
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ..graph import Builder, attribute, computed_and_constant, constant, only_use, permutation, replace
+from ..graph import Builder, attribute, computed_and_constant, constant, only_reader, permutation, replace
 from .base import Pass, no_match
 
 Array = NDArray[Any]
@@ -60,9 +60,10 @@ def _fold(node: ir.Node) -> bool:
 
 def _next_layer(value: ir.Value, factor: Array) -> tuple[_Layer, Array] | None:
     """The only reader with weights, and the factor as one number for each of its input features (or one for all)."""
-    if not only_use(value):
+    found = only_reader(value)
+    if found is None:
         return None
-    reader, index = value.uses()[0]
+    reader, index = found
     if index != 0 or reader.domain != "":
         return None
     if reader.op_type == "Transpose":
@@ -125,8 +126,8 @@ def _shift(layer: ir.Node, numbers: Array) -> bool:
 def _add_after(layer: ir.Node, offset: Array) -> None:
     """The offset joins the bias that follows the product, or becomes one."""
     result = layer.outputs[0]
-    if only_use(result):
-        reader, index = result.uses()[0]
+    if (found := only_reader(result)) is not None:
+        reader, index = found
         bias = reader.inputs[1 - index] if reader.op_type == "Add" and reader.domain == "" else None
         numbers = constant(bias)
         if numbers is not None and numbers.shape == offset.shape:

@@ -23,7 +23,8 @@ _INTO_WEIGHTS = {"Conv": 1, "MatMul": -1, "Gemm": -1, "LayerNormalization": -1}
 @dataclass(frozen=True)
 class FoldScales(Pass):
     """Layer scales, gnConv's s = 1/3 and other constant factors disappear into Conv, MatMul, Gemm and
-    LayerNormalization, through transposes and bias additions, where nothing else reads the layer.
+    LayerNormalization, through transposes and bias additions (one number for all also through reshapes),
+    where nothing else reads the layer.
     """
 
     def rewrite(self, model: ir.Model) -> int:
@@ -56,6 +57,8 @@ def _absorbs(value: ir.Value, factor: Array) -> bool:
         return False
     if node.op_type == "Transpose" and node.inputs[0] is not None:
         return _absorbs(node.inputs[0], _before_transpose(node, factor))
+    if node.op_type == "Reshape" and node.inputs[0] is not None:
+        return factor.size == 1 and _absorbs(node.inputs[0], _before_reshape(node, factor))
     if node.op_type == "Add":
         return any(
             layer is not None
@@ -79,6 +82,8 @@ def _absorb(value: ir.Value, factor: Array) -> None:
         raise ValueError(f"{value.name} is not computed")
     if node.op_type == "Transpose" and node.inputs[0] is not None:
         _absorb(node.inputs[0], _before_transpose(node, factor))
+    elif node.op_type == "Reshape" and node.inputs[0] is not None:
+        _absorb(node.inputs[0], _before_reshape(node, factor))
     elif node.op_type == "Add":
         layer = 0 if constant(node.inputs[1]) is not None else 1
         _scale_input(node, 1 - layer, factor)
@@ -111,6 +116,12 @@ def _scale_input(node: ir.Node, index: int, factor: Array) -> None:
 
 def _before_transpose(node: ir.Node, factor: Array) -> Array:
     return factor.transpose(np.argsort(permutation(node)))
+
+
+def _before_reshape(node: ir.Node, factor: Array) -> Array:
+    """One number, in the rank of what is reshaped."""
+    shape = None if node.inputs[0] is None else node.inputs[0].shape
+    return factor.reshape((1,) * (0 if shape is None else len(shape)))
 
 
 def _required(value: _T | None) -> _T:

@@ -77,9 +77,12 @@ def _hoist_over_activation(transpose: ir.Node, activation: ir.Node) -> ir.Node:
 
 
 def linear_layer(value: ir.Value | None) -> tuple[ir.Node, ir.Value | None] | None:
-    """(MatMul with a constant 2-D weight, bias or None) that makes the value for one reader, or None."""
-    if value is None or not only_use(value):
-        return None
+    """`linear_layer_of` a value that has one reader, or None."""
+    return linear_layer_of(value) if value is not None and only_use(value) else None
+
+
+def linear_layer_of(value: ir.Value | None) -> tuple[ir.Node, ir.Value | None] | None:
+    """(MatMul with a constant 2-D weight, bias or None) that makes the value, or None."""
     bias = None
     if (add := producer(value, "Add")) is not None:
         pair = next((p for p in (add.inputs, add.inputs[::-1]) if constant(p[1]) is not None), None)

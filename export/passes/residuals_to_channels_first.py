@@ -69,7 +69,7 @@ def _channels_first(build: Builder, value: ir.Value) -> ir.Value:
     if scale is not None and only_use(value):
         for stream, factor in (scale.inputs, scale.inputs[::-1]):
             numbers = constant(factor)
-            if stream is not None and numbers is not None and numbers.size == size(value, 3):
+            if stream is not None and factor is not None and numbers is not None and numbers.size == size(value, 3):
                 weight = build.constant(f"{factor.name}.conv", numbers.reshape(-1, 1, 1, 1))
                 attributes = {"kernel_shape": (1, 1), "group": numbers.size}
                 inputs = [_channels_first(build, stream), weight]

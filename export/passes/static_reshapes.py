@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from ..graph import Builder, attribute, producer, replace
+from ..graph import Builder, attribute, producer, replace, size
 from .base import Pass, no_match
 
 
@@ -35,11 +35,11 @@ def _fix(reshape: ir.Node) -> bool:
     if x is None or y is None or x.shape is None or y.shape is None or len(x.shape) == 0:
         return False
     batch, *sizes = x.shape
-    if y.shape[0] != batch or not all(isinstance(size, int) for size in sizes):
+    if y.shape[0] != batch or not all(isinstance(length, int) for length in sizes):
         no_match("more than the batch is dynamic", reshape)
         return False
     build = Builder(reshape)
-    shape = build.ints(f"{reshape.name}.shape", 0, *(int(size) for size in sizes))
+    shape = build.ints(f"{reshape.name}.shape", 0, *(size(x, axis) for axis in range(1, len(x.shape))))
     result.type = y.type
     replace(result, build.value("Reshape", [y, shape], like=x))
     return True

@@ -67,9 +67,7 @@ def _split(tokens: Tensor, unit: Tensor, order: Tensor, groups: int) -> Tensor:
     """One level: (B, heads, N) order -> the order in which every group is sorted."""
     shape = (*order.shape[:2], groups, -1)
     grouped_order = order.reshape(shape)
-    grouped, directions = (
-        _rows(each, order).reshape(*shape, each.shape[-1]) for each in (tokens, unit)
-    )
+    grouped, directions = (_rows(each, order).reshape(*shape, each.shape[-1]) for each in (tokens, unit))
     half = grouped.shape[3] // 2
     means = torch.stack((grouped[..., :half, :].mean(3), grouped[..., half:, :].mean(3)), 3)
     centroids = F.normalize(means, dim=-1)

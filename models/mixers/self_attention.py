@@ -24,8 +24,8 @@ class SelfAttention(nn.Module):
         self.proj = nn.Linear(dim, dim, bias=proj_bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        qkv = self.qkv(x.flatten(1, -2)).unflatten(-1, (3, -1, self.head_dim))
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        maps = self.qkv(x.flatten(1, -2)).chunk(3, -1)
+        q, k, v = (each.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for each in maps)
         weights = ((q * self.head_dim**-0.5) @ k.transpose(-2, -1)).softmax(-1)
         heads = (weights @ v).transpose(1, 2).reshape(x.shape)
         out: Tensor = self.proj(heads)

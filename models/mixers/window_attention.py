@@ -35,15 +35,11 @@ class WindowAttention(nn.Module):
     def attend(self, qkv: Tensor, shift: int) -> Tensor:
         """Attention of a map of queries, keys and values: (B, H, W, 3 * dim) -> (B, H, W, dim)."""
         rows, columns, dim = qkv.shape[1], qkv.shape[2], qkv.shape[3] // 3
-        tokens = self.window * self.window
-        windows = to_windows(qkv, self.window, self.window)
-        windows = windows.reshape(-1, windows.shape[1], tokens, 3, self.heads, dim // self.heads)
-        q, k, v = windows.permute(3, 0, 1, 4, 2, 5).unbind(0)
+        q, k, v = (to_windows(each, self.window, self.window, self.heads) for each in qkv.chunk(3, -1))
         logits = (q * (dim // self.heads) ** -0.5) @ k.transpose(-2, -1) + self.bias()
         if shift:
             logits = logits + shift_mask_like(logits, rows, columns, self.window, shift)[:, None]
-        mixed = (logits.softmax(-1) @ v).transpose(2, 3).reshape(-1, q.shape[1], tokens, dim)
-        return from_windows(mixed, self.window, self.window, rows, columns)
+        return from_windows(logits.softmax(-1) @ v, self.window, self.window, rows, columns)
 
     def bias(self) -> Tensor:
         """(heads, window^2, window^2), added to the logits."""

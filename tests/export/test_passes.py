@@ -127,12 +127,12 @@ def test_names_lead_back_to_the_module(traced_small_gf: Traced) -> None:
 def conv_split(consumer_of_whole: bool) -> ir.Model:
     """Conv -> Split in two; with `consumer_of_whole` something else reads the convolution too."""
     x = ir.val("input", ir.DataType.FLOAT, ["batch", 3, 4, 4])
-    w = ir.val("w", const_value=ir.tensor(np.random.RandomState(0).randn(6, 3, 1, 1).astype(np.float32), name="w"))
+    w = ir.val("w", const_value=ir.tensor(np.random.RandomState(0).randn(32, 3, 1, 1).astype(np.float32), name="w"))
     conv = ir.node("Conv", [x, w])
-    conv.outputs[0].shape, conv.outputs[0].type = ir.Shape(["batch", 6, 4, 4]), x.type
+    conv.outputs[0].shape, conv.outputs[0].type = ir.Shape(["batch", 32, 4, 4]), x.type
     split = ir.node("Split", conv.outputs, {"axis": 1, "num_outputs": 2}, num_outputs=2)
     for part in split.outputs:
-        part.shape, part.type = ir.Shape(["batch", 3, 4, 4]), x.type
+        part.shape, part.type = ir.Shape(["batch", 16, 4, 4]), x.type
     joined = ir.node("Mul", split.outputs)
     nodes = [conv, split, joined]
     outputs = [joined.outputs[0]]
