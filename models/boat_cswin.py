@@ -54,7 +54,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         qkv = self.qkv(self.norm1(x)).unflatten(-1, (3, -1))
-        parts = [branch(part) for branch, part in zip(self.attns, qkv.chunk(len(self.attns), -1), strict=True)]
+        halves = qkv.chunk(2, -1) if len(self.attns) == 2 else (qkv,)
+        parts = [branch(part) for branch, part in zip(self.attns, halves, strict=True)]
         x = x + self.proj(torch.cat(parts, -1))
         if self.content:
             x = x + self.content_attn(self.norm3(x))
