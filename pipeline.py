@@ -76,12 +76,12 @@ def _load(
 
 
 def _lower(loaded: LoadedModel, options: ExportOptions, progress: Progress) -> tuple[Lowered, ...]:
-    """The portable form, and the plugin form where the model has mixer ops."""
+    """The form that the target runs best, and the plugin form where the model has mixer ops."""
     with progress.stage("trace") as done:
         traced = trace(loaded.module, loaded.spec, options.opset or DEFAULT_OPSET)
         done(f"{traced.model.graph.num_nodes()} nodes, opset {traced.opset}")
     with progress.stage("lower") as done:
-        forms = ["portable"]
+        forms = ["openvino" if options.target == "openvino" else "portable"]
         if any(node.domain == DOMAIN for node in traced.model.graph):
             forms.append("plugin")
         lowered = tuple(lower(traced, form) for form in forms)

@@ -24,7 +24,7 @@ from .runtime.observe import largest_magnitudes, rounded
 from .runtime.session import OpenSession, Session
 from .runtime.threads import available_threads
 
-_FILES = {"portable": "model.onnx", "plugin": "model.plugin.onnx"}
+_FILES = {"portable": "model.onnx", "openvino": "model.onnx", "plugin": "model.plugin.onnx"}
 
 
 @dataclass(frozen=True)

@@ -13,15 +13,15 @@ from .passes.catalog import FORMS
 
 
 def lower(traced: Traced, form: str) -> Lowered:
-    """Rewrite a traced model into "portable" or "plugin" form; the traced model is left as it is.
+    """Rewrite a traced model into "portable", "openvino" or "plugin" form; the traced model is left as it is.
 
     Raises:
         LoweringError: a pass broke its promise, or the result is not a valid ONNX model.
     """
     model = traced.model.clone()
     records = tuple(run_pass(each, model) for each in FORMS[form])
-    if form == "portable" and (left := {node.op_type for node in model.graph if node.domain == DOMAIN}):
-        raise LoweringError(f"no portable form for {', '.join(sorted(left))}")
+    if form != "plugin" and (left := {node.op_type for node in model.graph if node.domain == DOMAIN}):
+        raise LoweringError(f"no {form} form for {', '.join(sorted(left))}")
     return Lowered(traced.spec, model, form, records)
 
 

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import takewhile
+from typing import Any
 
 import onnx_ir as ir
 import torch
@@ -16,6 +18,7 @@ from torch import nn
 from ..artifacts import ModelSpec, Traced
 from ..errors import InputError
 from .graph import SCOPES, module_of
+from .simplify import simplify
 
 OPSETS = range(18, 24)
 DEFAULT_OPSET = 20
@@ -41,23 +44,68 @@ def trace(model: nn.Module, spec: ModelSpec, opset: int = DEFAULT_OPSET) -> Trac
         raise ValueError("trace needs a module in eval mode")
     # Two images: a batch of one would be baked into the graph.
     example = torch.zeros(2, spec.in_chans, *spec.image_size)
-    with _quiet_exporter(), torch.no_grad():
+    shapes = ({0: torch.export.Dim("batch")},)
+    with _quiet_exporter(), _no_collection(), torch.no_grad():
+        captured = torch.export.export(model, (example,), dynamic_shapes=shapes, strict=False)
         program = torch.onnx.export(
-            model,
-            (example,),
+            _decomposed_if_needed(captured),
             dynamo=True,
+            dynamic_shapes=shapes,  # for the name of the axis
             opset_version=opset,
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
             input_names=[INPUT],
             output_names=list(spec.outputs),
+            optimize=False,
             verbose=False,
         )
-    if program is None:
-        raise RuntimeError("the exporter returned nothing")
-    traced: ir.Model = program.model
+        if program is None:
+            raise RuntimeError("the exporter returned nothing")
+        traced: ir.Model = program.model
+        simplify(traced)
     traced.graph.name = spec.name
     _scope_orphans(traced.graph)
     return Traced(spec, traced, opset)
+
+
+def _decomposed_if_needed(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """The program with a `run_decompositions` that does nothing where there is nothing to decompose.
+
+    The exporter always calls it, and it traces the whole model twice more: half of the time that tracing takes.
+    """
+    decompose = program.run_decompositions
+
+    def run_decompositions(table: Mapping[Any, Any] | None = None) -> torch.export.ExportedProgram:
+        calls = [node for node in program.graph.nodes if node.op == "call_function"]
+        return decompose(table) if any(_needs_decomposition(call, table or {}) for call in calls) else program
+
+    program.run_decompositions = run_decompositions
+    return program
+
+
+def _needs_decomposition(call: torch.fx.Node, table: Mapping[Any, Any]) -> bool:
+    """Whether the exporter cannot translate a call as it is.
+
+    It puts into its table what it has no translation for. Its translation of a chunk is wrong where fewer parts
+    than asked for, or only one, come out; and what changes its input has to be made functional.
+    """
+    if isinstance(call.target, torch._ops.HigherOrderOperator):
+        return True
+    if not isinstance(call.target, torch._ops.OpOverload):
+        return False  # taking an element, or arithmetic with sizes
+    if call.target is torch.ops.aten.chunk.default and ((made := len(call.meta["val"])) == 1 or made != call.args[1]):
+        return True
+    return call.target in table or bool(call.target._schema.is_mutable)
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Without Python's collector of cycles: while thousands of nodes are made it finds next to nothing to collect."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _scope_orphans(graph: ir.Graph) -> None:

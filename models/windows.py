@@ -64,4 +64,6 @@ def _regions(length: int, window: int, shift: int) -> NDArray[np.int64]:
 
 def shift_mask_like(x: Tensor, rows: int, columns: int, window: int, shift: int) -> Tensor:
     """`shift_mask` on x's device, in its dtype."""
-    return torch.from_numpy(shift_mask(rows, columns, window, shift)).to(x)
+    mask = torch.from_numpy(shift_mask(rows, columns, window, shift))
+    same = (mask.dtype, mask.device) == (x.dtype, x.device)
+    return mask if same else mask.to(x)  # a conversion to what it is would still be traced

@@ -3,10 +3,14 @@
 
 from __future__ import annotations
 
+import gc
+from dataclasses import replace
+
 import onnx
 import onnx_ir as ir
 import pytest
 import support
+import torch
 from torch import nn
 
 from metaformer_export.artifacts import Traced
@@ -69,6 +73,35 @@ def test_wrong_opsets_and_training_mode_are_refused() -> None:
         trace(module, support.spec_for("hornet_t"), 17)
     with pytest.raises(ValueError, match="eval mode"):
         trace(module.train(), support.spec_for("hornet_t"))
+
+
+class _Awkward(nn.Module):
+    """What has to be decomposed before the exporter can translate it: a single chunk, and a change in place."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        (whole,) = x.chunk(1, 1)
+        doubled = whole * 2
+        doubled.add_(1)
+        return torch.cat(doubled.chunk(3, 1), 1).flatten(1)
+
+
+def test_what_the_exporter_cannot_translate_is_decomposed_first() -> None:
+    traced = trace(_Awkward().eval(), support.spec_for("awkward", (4, 4)))
+    x = support.image(3, 3, 4, 4)
+    assert not any(node.op_type.startswith("Sequence") for node in traced.model.graph)
+    assert support.relative_error(support.run_model(traced.model, x)[0], 2 * x.reshape(3, -1) + 1) <= 1e-6
+
+
+def test_nothing_is_decomposed_that_need_not_be(small_gf: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.export.ExportedProgram, "run_decompositions", None)
+    assert trace(small_gf, support.spec_for("hornet_test_gf")).model.graph.inputs[0].shape[0] == "batch"
+
+
+def test_the_collector_is_as_it_was(small_gf: nn.Module) -> None:
+    assert gc.isenabled()
+    with pytest.raises(RuntimeError, match="3 channels"):
+        trace(small_gf, replace(support.spec_for("hornet_test_gf"), in_chans=1))
+    assert gc.isenabled()
 
 
 def test_an_invalid_graph_does_not_pass_the_check(traced_small_7x7: Traced) -> None:
