@@ -65,7 +65,7 @@ def speeds(result: ExportResult) -> str:
     if result.precision == "fp16":
         text += "; FP16 speed shows on a GPU"
     if result.precision == "bf16" and bench.speedup_over_eager is None:
-        text += "; the BF16 file itself cannot run on this CPU"
+        text += "; the BF16 file itself was not timed"
     if bench.unstable:
         text += "; the machine was busy, do not rely on these"
     return f"on {bench.threads} CPU threads at batch {batch}: {text}"
@@ -111,16 +111,15 @@ def closing_notes(proof: ParityReport, timing: BenchReport, options: ExportOptio
             "ONNX Runtime's CPU has no BF16: parity is of the rounded graph"
             + (" there; OpenVINO ran the file itself." if ran else ", and only the FP32 form was timed.")
         )
-    # What failed with the export itself is said there, and bfloat16 in ONNX Runtime above.
-    said = {proof.failures, *(each.failures for each in timing.candidates if each.runtime == onnxruntime.NAME)}
-    return [*notes, *_no_candidates([each for each in timing.candidates if each.failures not in said])]
+    return [*notes, *_no_candidates(timing.candidates, proof, options)]
 
 
-def _no_candidates(candidates: Sequence[Candidate]) -> list[str]:
-    """Why further runtimes or precisions cannot be taken: each reason once."""
+def _no_candidates(candidates: Sequence[Candidate], proof: ParityReport, options: ExportOptions) -> list[str]:
+    """Why further runtimes or precisions cannot be taken, each reason once; the export's own is said elsewhere."""
     by_reason: dict[str, list[str]] = {}
     for each in candidates:
-        if not each.passed:
+        itself = (each.runtime, each.precision) == (onnxruntime.NAME, options.precision)
+        if not (each.passed or itself or each.failures == proof.failures):
             by_reason.setdefault(each.failures[0], []).append(f"{_TITLES[each.runtime]} in {each.precision}")
     return [f"No candidate: {', '.join(names)}. {_sentence(reason)}" for reason, names in by_reason.items()]
 
