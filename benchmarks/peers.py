@@ -27,11 +27,12 @@ from torch import nn
 
 from metaformer_export.artifacts import Precision
 from metaformer_export.export.lower import lower
+from metaformer_export.export.precision import convert
 from metaformer_export.export.serialize import serialize
-from metaformer_export.export.trace import DEFAULT_OPSET, trace
+from metaformer_export.export.trace import BFLOAT16_OPSET, DEFAULT_OPSET, trace
 from metaformer_export.models.loading import load_model
 from metaformer_export.models.mixers import feature_space_attention, global_filter, local_attention
-from metaformer_export.runtime import eager, onnxruntime
+from metaformer_export.runtime import eager, onnxruntime, openvino
 
 Array = NDArray[np.float32]
 Run = Callable[[Array], Array]
@@ -68,7 +69,8 @@ class Candidate:
 CANDIDATES = (
     Candidate("portable in ONNX Runtime", "onnxruntime", "fp32", "portable.onnx", ours=True),
     Candidate("portable in OpenVINO", "openvino", "fp32", "portable.onnx", ours=True),
-    Candidate("portable in OpenVINO, bf16", "openvino", "bf16", "portable.onnx", ours=True),
+    Candidate("--target openvino", "openvino", "fp32", "openvino.onnx", ours=True),
+    Candidate("--target openvino --bf16", "openvino", "bf16", "openvino.bf16.onnx", ours=True),
     Candidate("eager", "eager", "fp32"),
     Candidate("torch.compile", "compile", "fp32"),
     Candidate("torch.compile, bf16", "compile", "bf16"),
@@ -85,11 +87,12 @@ def installed(candidate: Candidate) -> bool:
     return not candidate.needs or importlib.util.find_spec(candidate.needs) is not None
 
 
-def _portable(model: str, size: int | None, folder: Path) -> None:
-    """Our portable form."""
+def _ours(form: str, precision: Precision, file: str, model: str, size: int | None, folder: Path) -> None:
+    """What an export writes."""
     loaded = load_model(model, image_size=size)
-    lowered = lower(trace(loaded.module, loaded.spec), "portable")
-    serialize(lowered.model, "portable.onnx").write(folder / "portable.onnx")
+    opset = BFLOAT16_OPSET if precision == "bf16" else DEFAULT_OPSET
+    lowered = lower(trace(loaded.module, loaded.spec, opset), form)
+    serialize(convert(lowered, precision).model, file).write(folder / file)
 
 
 class _PlainTorch:
@@ -148,7 +151,9 @@ def _onnxsim(model: str, size: int | None, folder: Path) -> None:
 
 
 FILES: Mapping[str, Callable[[str, int | None, Path], None]] = {
-    "portable.onnx": _portable,
+    "portable.onnx": partial(_ours, "portable", "fp32", "portable.onnx"),
+    "openvino.onnx": partial(_ours, "openvino", "fp32", "openvino.onnx"),
+    "openvino.bf16.onnx": partial(_ours, "openvino", "bf16", "openvino.bf16.onnx"),
     "torch.onnx": _torch_export,
     "slim.onnx": _onnxslim,
     "sim.onnx": _onnxsim,
@@ -162,16 +167,10 @@ def _in_onnxruntime(candidate: Candidate, load: Load, folder: Path, threads: int
 
 
 def _in_openvino(candidate: Candidate, load: Load, folder: Path, threads: int) -> Run:
-    import openvino
-
-    core = openvino.Core()
-    settings = {
-        "INFERENCE_NUM_THREADS": threads,
-        "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_PRECISION_HINT": "bf16" if candidate.precision == "bf16" else "f32",
-    }
-    compiled = core.compile_model(core.read_model(folder / candidate.file), "CPU", settings)
-    return lambda batch: np.asarray(compiled(batch)[0], np.float32)
+    # Ours says its precision in the file; a float32 file is lowered as a whole.
+    hint: openvino.Hint = "bf16" if candidate.precision == "bf16" and not candidate.ours else "f32"
+    session = openvino.open_session(folder / candidate.file, threads=threads, hint=hint)
+    return lambda batch: session(batch)[0]
 
 
 def _eagerly(candidate: Candidate, load: Load, folder: Path, threads: int) -> Run:

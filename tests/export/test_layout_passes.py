@@ -19,6 +19,7 @@ from metaformer_export.export.passes.base import Pass, run_pass
 from metaformer_export.export.passes.catalog import FORMS
 from metaformer_export.export.passes.compose_channel_mixing import ComposeChannelMixing
 from metaformer_export.export.passes.distribute_splits import DistributeSplits
+from metaformer_export.export.passes.expand_mixer_ops import ExpandMixerOps
 from metaformer_export.export.passes.fold_affine_into_next import FoldAffineIntoNext
 from metaformer_export.export.passes.linear_to_pointwise_conv import LinearToPointwiseConv
 from metaformer_export.export.passes.merge_factors import MergeFactors
@@ -119,7 +120,7 @@ def test_the_residual_stream_is_channels_first() -> None:
 @pytest.mark.parametrize(("kind", "layers"), [("acmix_swin", 7), ("acmix_resnet", 4)])
 def test_channel_mixing_is_composed_with_its_projections(kind: str, layers: int) -> None:
     traced, x, want = small(kind)
-    model, (_, composed) = after(traced, StaticReshapes(), ComposeChannelMixing())
+    model, (_, composed, _) = after(traced, StaticReshapes(), ComposeChannelMixing(), ExpandMixerOps())
     assert composed == layers
     read = {value.name for node in model.graph for value in node.inputs if value is not None and value.name}
     assert not [name for name in read if name.endswith(".fc.weight")]
