@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What each pass gains: the whole recipe against the recipe without it, side by side.
+
+    python benchmarks/passes.py caformer_s18 focalnet_t --out docs/passes.json
+
+Every variant is held against the whole recipe's outputs before it is timed; all are timed in turn in
+one process with the same threads, and a gain is a ratio of medians. A pass that gains nothing anywhere is
+not kept. Passes that another needs (ExpandMixerOps, GlobalFilterToMatmul) and those without a cost of their
+own are not left out.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+
+import click
+import numpy as np
+
+from metaformer_export.artifacts import Traced
+from metaformer_export.calibration.images import load_images
+from metaformer_export.export.passes.base import run_pass
+from metaformer_export.export.passes.catalog import FORMS
+from metaformer_export.export.serialize import ModelFile, serialize
+from metaformer_export.export.trace import trace
+from metaformer_export.models.loading import load_model
+from metaformer_export.report import versions
+from metaformer_export.runtime import bench, onnxruntime, openvino
+from metaformer_export.runtime.session import Session
+from metaformer_export.runtime.threads import available_threads
+
+MAX_ERROR = 1e-4
+"""Largest difference from the whole recipe, over the spread of its output."""
+KEPT = {
+    "ExpandMixerOps",
+    "GlobalFilterToMatmul",
+    "ResizeSpectralFilters",
+    "CleanUp",
+    "NameAfterModules",
+    "MergeTransposes",
+}
+FORM_OF = {"onnxruntime": "portable", "openvino": "openvino"}
+
+
+@dataclass
+class Row:
+    """One pass on one model: `gain` is the median without it over the median with it."""
+
+    model: str
+    runtime: str
+    left_out: str
+    rewrites: int
+    without_ms: float
+    whole_ms: float
+    gain: float
+
+
+@dataclass
+class Report:
+    """What is written with --out."""
+
+    date: str
+    machine: str
+    threads: int
+    versions: dict[str, str]
+    rows: list[Row] = field(default_factory=list)
+
+
+def lowered(traced: Traced, form: str, without: str = "") -> tuple[ModelFile, dict[str, int]]:
+    """The file, and how many places each pass changed."""
+    model = traced.model.clone()
+    rewrites: dict[str, int] = {}
+    for each in FORMS[form]:
+        name = type(each).__name__
+        if name != without:
+            rewrites[name] = rewrites.get(name, 0) + run_pass(each, model).rewrites
+    return serialize(model), rewrites
+
+
+def open_in(runtime: str, file: ModelFile, threads: int) -> Session:
+    """A session of one runtime in float32."""
+    if runtime == "openvino":
+        return openvino.open_session(file, threads=threads)
+    return onnxruntime.open_session(file, threads=threads)
+
+
+def measure(name: str, runtime: str, rounds: int, threads: int) -> list[Row]:
+    """One row for each pass that changes the model."""
+    loaded = load_model(name)
+    traced = trace(loaded.module, loaded.spec)
+    x = load_images(None, loaded.spec).take(0, 1)
+    whole, rewrites = lowered(traced, FORM_OF[runtime])
+    sessions = {"": open_in(runtime, whole, threads)}
+    for each in (each for each, count in rewrites.items() if count and each not in KEPT):
+        sessions[each] = open_in(runtime, lowered(traced, FORM_OF[runtime], each)[0], threads)
+    want = sessions[""](x)[0]
+    for each, session in sessions.items():
+        error = float(np.abs(session(x)[0] - want).max() / want.std())
+        if not error <= MAX_ERROR:
+            raise SystemExit(f"{name} without {each}: differs by {error:.1e}; nothing was timed")
+    times = bench.interleaved({each: partial(s, x) for each, s in sessions.items()}, rounds=rounds, seconds=600)
+    base = bench.median(times[""])
+    rows = []
+    for each in (each for each in times if each):
+        ms = bench.median(times[each])
+        rows.append(Row(name, runtime, each, rewrites[each], ms, base, ms / base))
+    return rows
+
+
+def markdown(report: Report) -> str:
+    """The rows as a table, the largest gain of a model first."""
+    packages = ", ".join(f"{name} {version}" for name, version in report.versions.items())
+    lines = [
+        f"{report.date}, {report.machine}, {report.threads} threads; {packages}",
+        "",
+        "| model | runtime | pass | places | without, ms | with, ms | gain |",
+        "|---|---|---|--:|--:|--:|--:|",
+    ]
+    for row in sorted(report.rows, key=lambda row: (row.model, row.runtime, -row.gain)):
+        figures = f"{row.without_ms:.1f} | {row.whole_ms:.1f} | {row.gain:.2f}x |"
+        lines.append(f"| {row.model} | {row.runtime} | {row.left_out} | {row.rewrites} | {figures}")
+    return "\n".join(lines) + "\n"
+
+
+@click.command()
+@click.argument("models", nargs=-1, required=True)
+@click.option("--runtime", "runtimes", type=click.Choice(sorted(FORM_OF)), multiple=True, help="Default: onnxruntime.")
+@click.option("--rounds", type=int, default=20, show_default=True, help="Timed rounds.")
+@click.option("--threads", type=int, default=available_threads(), help="For every variant.")
+@click.option("--out", type=click.Path(path_type=Path), help="JSON; the table goes beside it as Markdown.")
+def main(models: tuple[str, ...], runtimes: tuple[str, ...], rounds: int, threads: int, out: Path | None) -> None:
+    """Time MODELS with each pass of their form left out."""
+    report = Report(datetime.now(UTC).date().isoformat(), bench.machine(), threads, versions())
+    for name in models:
+        for runtime in runtimes or ("onnxruntime",):
+            report.rows += measure(name, runtime, rounds, threads)
+            if out is not None:
+                out.write_text(json.dumps(asdict(report), indent=2) + "\n", encoding="utf-8")
+                out.with_suffix(".md").write_text(markdown(report), encoding="utf-8")
+    click.echo(markdown(report))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
