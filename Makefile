@@ -24,8 +24,8 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.run  ## the portable file against its peers, and the forms of the mixer ops
-	$(BIN)/python benchmarks/portable.py hornet_t hornet_t_gf
+bench: $(VENV)/.bench  ## what exports write against their peers, half an hour on a quiet machine; then the mixer ops
+	$(BIN)/python benchmarks/portable.py --batch 1 --batch 8 --out docs/figures.json
 	$(BIN)/python benchmarks/mixer_ops.py
 
 coverage: $(VENV)/.run  ## every variant through the export, an hour or two; goes on where it was
@@ -43,6 +43,10 @@ $(BIN)/python:
 $(VENV)/.run: $(BIN)/python pyproject.toml constraints.txt
 	$(PIP) -e ".[cpu]"
 	touch $@
+
+$(VENV)/.bench: $(BIN)/python pyproject.toml constraints.txt
+	$(PIP) -e ".[cpu,bench]"
+	touch $@ $(VENV)/.run
 
 $(VENV)/.dev: $(BIN)/python pyproject.toml constraints.txt
 	$(PIP) -e ".[cpu,test,dev]"
