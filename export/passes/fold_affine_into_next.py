@@ -18,8 +18,8 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class FoldAffineIntoNext(Pass):
-    """W (s * x + b) = (W s) x + W b: the scale of a norm, and scale and bias of StarReLU, disappear into the one
-    layer that reads them, MatMul or Conv, also through transposes and ReLU-free chains of both.
+    """W (s * x + b) = (W s) x + W b: the affine part of a norm and of StarReLU disappears into the one layer that
+    reads it, MatMul or Conv, also through transposes.
 
     An offset passes a convolution only where nothing is padded: the padding is not offset.
     """
@@ -28,13 +28,6 @@ class FoldAffineIntoNext(Pass):
         # From the last to the first, so that s * x + b goes in offset first and then the factor.
         candidates = [node for node in model.graph if node.domain == "" and node.op_type in ("Mul", "Add")]
         return sum(_fold(node) for node in reversed(candidates))
-
-
-@dataclass(frozen=True)
-class _Layer:
-    node: ir.Node
-    axis: int
-    """Of the layer's input that its weights sum over."""
 
 
 def _fold(node: ir.Node) -> bool:
@@ -50,15 +43,15 @@ def _fold(node: ir.Node) -> bool:
         return False
     layer, numbers = found
     if node.op_type == "Mul":
-        _scale(layer.node, numbers)
-    elif not _shift(layer.node, numbers):
+        _scale(layer, numbers)
+    elif not _shift(layer, numbers):
         no_match("the next convolution pads", node)
         return False
     replace(result, value)
     return True
 
 
-def _next_layer(value: ir.Value, factor: Array) -> tuple[_Layer, Array] | None:
+def _next_layer(value: ir.Value, factor: Array) -> tuple[ir.Node, Array] | None:
     """The only reader with weights, and the factor as one number for each of its input features (or one for all)."""
     found = only_reader(value)
     if found is None:
@@ -81,7 +74,7 @@ def _next_layer(value: ir.Value, factor: Array) -> tuple[_Layer, Array] | None:
         or factor.size not in (1, factor.shape[axis])
     ):
         return None
-    return _Layer(reader, axis), factor.reshape(-1)
+    return reader, factor.reshape(-1)
 
 
 def _scale(layer: ir.Node, numbers: Array) -> None:
@@ -117,7 +110,8 @@ def _shift(layer: ir.Node, numbers: Array) -> bool:
         offset = offset + constant(layer.inputs[2])
         _set(layer, 2, offset, weight.dtype, "shifted")
     else:
-        bias = Builder(layer).constant(f"{layer.inputs[1].name}.offset", offset.astype(weight.dtype))  # type: ignore[union-attr]
+        name = "offset" if layer.inputs[1] is None else f"{layer.inputs[1].name}.offset"
+        bias = Builder(layer).constant(name, offset.astype(weight.dtype))
         layer.resize_inputs(3)
         layer.replace_input_with(2, bias)
     return True

@@ -40,7 +40,7 @@ def _convert(add: ir.Node) -> bool:
         build = Builder(add)
         negative = build.value("Conv", [z, _weight(build, -np.ones(numbers.size, float_type(z)), "minus")], **_like(z))
         centred = build.value("Add", [pooled, negative], like=z)
-        weighted = build.value("Conv", [centred, _weight(build, numbers, factor.name or "factor")], **_like(z))  # type: ignore[union-attr]
+        weighted = build.value("Conv", [centred, _weight(build, numbers, "factor")], **_like(z))
         replace(add.outputs[0], build.value("Add", [x, weighted], like=z))
         return True
     return False
