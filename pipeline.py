@@ -22,10 +22,10 @@ from .artifacts import (
     ParityReport,
 )
 from .calibration.images import ImageSet, load_images
-from .export.lower import check, lower
+from .export.lower import check, lower_all
 from .export.ops.mixer_op import DOMAIN
 from .export.precision import convert, out_of_range
-from .export.serialize import ModelFile, serialize, skeleton
+from .export.serialize import ModelFile, apart, skeleton
 from .export.trace import DEFAULT_OPSET, trace
 from .models.checkpoints import Checkpoint
 from .models.loading import LoadedModel, load_model
@@ -113,7 +113,7 @@ def _lower(loaded: LoadedModel, options: ExportOptions, progress: Progress) -> t
         forms = ["portable"]
         if any(node.domain == DOMAIN for node in traced.model.graph):
             forms.append("plugin")
-        lowered = tuple(lower(traced, form) for form in forms)
+        lowered = lower_all(traced, forms)
         done(", ".join(f"{each.model.graph.num_nodes()} nodes {each.form}" for each in lowered))
     return lowered
 
@@ -152,7 +152,7 @@ def _convert(lowered: Lowered, options: ExportOptions, peaks: dict[str, float]) 
     converted = convert(lowered, options.precision, max_abs=peaks, io=options.io)
     check(skeleton(converted.model))
     name = _FILES[lowered.form]
-    return _File(name, lowered, converted, serialize(converted.model, name))
+    return _File(name, lowered, converted, apart(converted.model, name))
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,7 @@ def _open(data: ModelFile) -> onnxruntime.Session:
 
 
 def _open_model(model: Callable[[], ir.Model]) -> onnxruntime.Session:
-    return _open(serialize(model()))
+    return _open(apart(model()))
 
 
 def _time(model: nn.Module, file: _File, images: ImageSet, options: ExportOptions, progress: Progress) -> BenchReport:
@@ -193,7 +193,7 @@ def _time(model: nn.Module, file: _File, images: ImageSet, options: ExportOption
     with progress.stage("time") as done, eager.threads(available_threads()):
         sessions = {}
         if options.precision != "fp32":
-            sessions["fp32"] = _open(serialize(file.lowered.model))
+            sessions["fp32"] = _open(apart(file.lowered.model))
         if options.precision != "bf16":
             sessions[options.precision] = _open(file.data)
         rows: list[BenchRow] = []

@@ -74,6 +74,7 @@ def compare(
                 result = measure(name, want, got, classifier=classifier)
                 measured[name].append(result)
                 failures += [f"{failure} ({method}, batch {batch})" for failure in judge(result, limits)]
+        del candidate  # before the next is opened
     return ParityReport(
         passed=not failures,
         precision=precision,
