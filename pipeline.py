@@ -140,10 +140,13 @@ def _prove(
             loaded.spec.outputs,
             classifier=classifier,
             out_of_range=out_of_range(lowered[0], peaks[0]),
+            step=progress.step,
         )
         if decisions(lowered[0].model.graph):
             clusterings = {name: Clusterings(way.graph, available_threads()) for name, way in ways.items()}
-            proof = clustering_parity.weigh(proof, decide, clusterings, images, classifier=classifier)
+            proof = clustering_parity.weigh(
+                proof, decide, clusterings, images, classifier=classifier, step=progress.step
+            )
         done(remarks.parity_line(proof, classifier))
     return files, proof
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ..artifacts import ClusterAgreement, NodeAgreement, OutputParity, ParityReport, Precision
 from ..calibration.images import ImageSet
+from ..progress import Step, untold
 from .clustering import Clusterings, Orders, agreement, lent_agreement
 from .parity import BATCHES, THRESHOLDS, Outputs, chunks_of, joined, judge, measure, worst
 
@@ -51,6 +52,7 @@ def weigh(
     images: ImageSet,
     *,
     classifier: bool,
+    step: Step = untold,
 ) -> ParityReport:
     """The report with its verdict on the candidates as they run with eager's own clusters.
 
@@ -61,6 +63,7 @@ def weigh(
         proof: of the candidates running freely; its outputs stay in the report.
         decide: eager: a batch (B, C, H, W) -> outputs and orders.
         candidates: the same candidates, opened up.
+        step: told of each candidate.
     """
     failures = [f"{each.name}: not finite" for each in proof.outputs if not np.isfinite(each.rms_rel)]
     same: dict[str, list[OutputParity]] = {output.name: [] for output in proof.outputs}
@@ -71,7 +74,8 @@ def weigh(
         eager = [decide(chunk) for chunk in chunks]
         expected = joined([outputs for outputs, _ in eager])
         for method, clusterings in candidates.items():
-            runs = _run(clusterings, chunks, [orders for _, orders in eager])
+            with step(f"{method}, its clusterings at batch {batch}"):
+                runs = _run(clusterings, chunks, [orders for _, orders in eager])
             for kind, measured in zip(shares, (runs.agreements, runs.alone, runs.lent), strict=True):
                 for node, values in measured.items():
                     kind.setdefault(node, []).append(values)
