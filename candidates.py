@@ -12,7 +12,7 @@ from .artifacts import BenchRow, Candidate, Choice, ParityReport, Precision, Tar
 from .errors import InputError, MetaformerExportError
 from .export.precision import float32_only
 from .options import ExportOptions
-from .progress import Progress
+from .progress import Progress, Step
 from .proving import File, Judge, Way, as_written, made_by
 from .runtime import onnxruntime, openvino
 from .runtime.session import OpenSession, Session
@@ -69,7 +69,7 @@ def judge_candidates(
     A 16-bit file is joined by its float32 form, to compare with.
     """
     with progress.stage("runtimes") as done:
-        contenders = tuple(_tried(plan, file, proof, judge) for plan in _plans(file, options))
+        contenders = tuple(_tried(plan, file, proof, judge, progress.step) for plan in _plans(file, options))
         done(remarks.candidates_line([each.candidate for each in contenders]))
     return contenders
 
@@ -87,7 +87,7 @@ def _plans(file: File, options: ExportOptions) -> list[_Plan]:
     return plans
 
 
-def _tried(plan: _Plan, file: File, proof: ParityReport, judge: Judge) -> Contender:
+def _tried(plan: _Plan, file: File, proof: ParityReport, judge: Judge, step: Step) -> Contender:
     settings = plan.runtime.settings(available_threads())
     candidate = Candidate(plan.runtime.name, plan.precision, plan.file, settings, passed=False)
     try:
@@ -97,7 +97,7 @@ def _tried(plan: _Plan, file: File, proof: ParityReport, judge: Judge) -> Conten
         way = replace(plan.way, load=plan.runtime.load)
         session = way.open()
         if not plan.proved:
-            proof = judge.compare({plan.runtime.name: replace(way, session=session)}, plan.precision)
+            proof = judge.compare({plan.runtime.name: replace(way, session=session)}, plan.precision, step=step)
     except MetaformerExportError as error:
         return Contender(replace(candidate, failures=(str(error),)), None)
     outputs = proof.same_clusters or proof.outputs

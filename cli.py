@@ -29,6 +29,8 @@ _INTERRUPTED = 130
 _INTERRUPTION = "interrupted; nothing half-written is left."
 _SHOWN_FAILURES = 3
 _DEFECT = LoweringError.exit_code
+_LONG_STEP_S = 2.0
+"""What is shorter needs no line of its own."""
 _SECTIONS = {
     "Model": ("model", "list_models", "checkpoint", "num_classes", "features", "neck", "resolution", "seed"),
     "Precision and form": ("fp16", "bf16", "io", "opset", "batch", "target"),
@@ -65,6 +67,13 @@ class _ConsoleProgress:
         elapsed = time.perf_counter() - started
         line = f"{title:8s}{elapsed:6.1f} s  {'; '.join(results)}".rstrip()
         self.console.print(line, markup=False, soft_wrap=True)
+
+    @contextlib.contextmanager
+    def step(self, title: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        if (elapsed := time.perf_counter() - started) > _LONG_STEP_S:
+            self.console.print(f"{'':8s}{elapsed:6.1f} s    {title}", markup=False, soft_wrap=True)
 
     def note(self, text: str) -> None:
         self.console.print(f"note: {text}", style="yellow", markup=False, soft_wrap=True)

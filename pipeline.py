@@ -10,7 +10,7 @@ from . import remarks
 from .artifacts import ExportResult, Lowered, Manifest
 from .calibration.images import ImageSet, load_images
 from .candidates import judge_candidates
-from .export.lower import lower
+from .export.lower import lower_all
 from .export.ops.mixer_op import DOMAIN
 from .export.trace import DEFAULT_OPSET, trace
 from .models.checkpoints import Checkpoint
@@ -84,7 +84,7 @@ def _lower(loaded: LoadedModel, options: ExportOptions, progress: Progress) -> t
         forms = ["openvino" if options.target == "openvino" else "portable"]
         if any(node.domain == DOMAIN for node in traced.model.graph):
             forms.append("plugin")
-        lowered = tuple(lower(traced, form) for form in forms)
+        lowered = lower_all(traced, forms)
         done(", ".join(f"{each.model.graph.num_nodes()} nodes {each.form}" for each in lowered))
     return lowered
 

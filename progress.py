@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Protocol
 
 
@@ -14,8 +14,21 @@ class Progress(Protocol):
     def stage(self, title: str) -> AbstractContextManager[Callable[[str], None]]:
         """Around one stage; what it yields takes a word on the stage's result."""
 
+    def step(self, title: str) -> AbstractContextManager[None]:
+        """Around a part of a stage that may take a while."""
+
     def note(self, text: str) -> None:
         """Something the user should know."""
+
+
+Step = Callable[[str], AbstractContextManager[None]]
+"""`Progress.step` by itself, for what needs no more of it."""
+
+
+def untold(title: str) -> AbstractContextManager[None]:
+    """A step that nobody hears of."""
+    del title
+    return nullcontext()
 
 
 class Silent:
@@ -25,6 +38,9 @@ class Silent:
     def stage(self, title: str) -> Iterator[Callable[[str], None]]:
         del title
         yield lambda result: None
+
+    def step(self, title: str) -> AbstractContextManager[None]:
+        return untold(title)
 
     def note(self, text: str) -> None:
         del text

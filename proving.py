@@ -15,9 +15,9 @@ from .artifacts import Converted, Lowered, ModelSpec, OutOfRange, ParityReport, 
 from .calibration.images import ImageSet
 from .export.lower import check
 from .export.precision import convert, out_of_range
-from .export.serialize import ModelFile, serialize, skeleton
+from .export.serialize import ModelFile, apart, skeleton
 from .options import ExportOptions
-from .progress import Progress
+from .progress import Progress, Step, untold
 from .runtime import clustering_parity, onnxruntime, openvino, parity
 from .runtime.clustering import Clusterings, EagerDecisions, decisions
 from .runtime.observe import largest_magnitudes, rounded
@@ -63,9 +63,14 @@ class Judge:
     clusters: bool
 
     def compare(
-        self, ways: Mapping[str, Way], precision: Precision, *, out_of_range: tuple[OutOfRange, ...] = ()
+        self,
+        ways: Mapping[str, Way],
+        precision: Precision,
+        *,
+        out_of_range: tuple[OutOfRange, ...] = (),
+        step: Step = untold,
     ) -> ParityReport:
-        """The worst of all ways, by name, within the limits of the precision."""
+        """The worst of all ways, by name, within the limits of the precision; `step` is told of each."""
         openers: dict[str, parity.Opener] = {name: way.open for name, way in ways.items()}
         classifier = not self.spec.features
         proof = parity.compare(
@@ -76,11 +81,12 @@ class Judge:
             self.spec.outputs,
             classifier=classifier,
             out_of_range=out_of_range,
+            step=step,
         )
         if not self.clusters:
             return proof
         clusterings = {name: Clusterings(way.graph, available_threads(), way.load) for name, way in ways.items()}
-        return clustering_parity.weigh(proof, self.decide, clusterings, self.images, classifier=classifier)
+        return clustering_parity.weigh(proof, self.decide, clusterings, self.images, classifier=classifier, step=step)
 
 
 def judge_of(model: nn.Module, lowered: Lowered, images: ImageSet) -> Judge:
@@ -101,7 +107,7 @@ def prove(
         done(f"{options.precision}, {kept} nodes kept in float32, ONNX checked")
     with progress.stage("parity") as done:
         beyond = out_of_range(lowered[0], peaks[0])
-        proof = judge.compare(_ways(files, options), options.precision, out_of_range=beyond)
+        proof = judge.compare(_ways(files, options), options.precision, out_of_range=beyond, step=progress.step)
         done(remarks.parity_line(proof, not judge.spec.features))
     return files, proof
 
@@ -110,7 +116,7 @@ def _convert(lowered: Lowered, options: ExportOptions, peaks: dict[str, float]) 
     converted = convert(lowered, options.precision, max_abs=peaks, io=options.io)
     check(skeleton(converted.model))
     name = _FILES[lowered.form]
-    return File(name, lowered, converted, serialize(converted.model, name))
+    return File(name, lowered, converted, apart(converted.model, name))
 
 
 def _ways(files: tuple[File, ...], options: ExportOptions) -> dict[str, Way]:
@@ -134,4 +140,4 @@ def as_written(file: File) -> Way:
 
 def made_by(model: Callable[[], ir.Model]) -> Way:
     """A graph that is in no file."""
-    return Way(lambda: serialize(model()), model)
+    return Way(lambda: apart(model()), model)

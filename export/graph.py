@@ -120,7 +120,9 @@ class Builder:
         unique, n = name, 1
         while unique in self.graph.initializers:
             unique, n = f"{name}_{n}", n + 1
-        value = ir.val(unique, const_value=ir.tensor(np.ascontiguousarray(array), name=unique))
+        # Transposed, as torch keeps linear layers, it stays a view, which forms can share.
+        compact = array if array.flags.forc else np.ascontiguousarray(array)
+        value = ir.val(unique, const_value=ir.tensor(compact, name=unique))
         self.graph.register_initializer(value)
         return value
 

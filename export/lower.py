@@ -3,12 +3,16 @@
 
 from __future__ import annotations
 
-import onnx
+from collections.abc import Iterator, Mapping, Sequence
 
-from ..artifacts import Lowered, Traced
+import onnx
+import onnx_ir as ir
+
+from ..artifacts import Lowered, PassRecord, Traced
 from ..errors import LoweringError
+from .collector import paused
 from .ops.mixer_op import DOMAIN
-from .passes.base import run_pass
+from .passes.base import Pass, run_pass
 from .passes.catalog import FORMS
 
 
@@ -18,11 +22,33 @@ def lower(traced: Traced, form: str) -> Lowered:
     Raises:
         LoweringError: a pass broke its promise, or the result is not a valid ONNX model.
     """
-    model = traced.model.clone()
-    records = tuple(run_pass(each, model) for each in FORMS[form])
-    if form != "plugin" and (left := {node.op_type for node in model.graph if node.domain == DOMAIN}):
-        raise LoweringError(f"no {form} form for {', '.join(sorted(left))}")
-    return Lowered(traced.spec, model, form, records)
+    return lower_all(traced, (form,))[0]
+
+
+def lower_all(traced: Traced, forms: Sequence[str]) -> tuple[Lowered, ...]:
+    """Likewise into several forms, which share the passes that they begin with and the weights that those make."""
+    with paused():
+        made = dict(_rewritten(traced.model.clone(), {form: FORMS[form] for form in forms}, ()))
+    for form, (model, _) in made.items():
+        if form != "plugin" and (left := {node.op_type for node in model.graph if node.domain == DOMAIN}):
+            raise LoweringError(f"no {form} form for {', '.join(sorted(left))}")
+    return tuple(Lowered(traced.spec, made[form][0], form, made[form][1]) for form in forms)
+
+
+def _rewritten(
+    model: ir.Model, forms: Mapping[str, Sequence[Pass]], records: tuple[PassRecord, ...]
+) -> Iterator[tuple[str, tuple[ir.Model, tuple[PassRecord, ...]]]]:
+    """Every form with its graph and what was done; forms that go on with the same pass have one graph till then."""
+    groups: dict[Pass | None, dict[str, Sequence[Pass]]] = {}
+    for form, passes in forms.items():
+        groups.setdefault(passes[0] if passes else None, {})[form] = passes
+    for left, (first, group) in zip(reversed(range(len(groups))), groups.items(), strict=True):
+        branch = model.clone() if left else model
+        if first is None:
+            yield from ((form, (branch, records)) for form in group)
+            continue
+        done = (*records, run_pass(first, branch))
+        yield from _rewritten(branch, {form: passes[1:] for form, passes in group.items()}, done)
 
 
 def check(proto: onnx.ModelProto) -> None:

@@ -13,6 +13,8 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from .embed import content, embedded_pieces
+
 LARGEST = 1_900_000_000
 """Bytes of weights up to which they go into the .onnx file itself."""
 _SMALL = 1024
@@ -25,24 +27,31 @@ class ModelFile:
     """A model as it is written.
 
     Attributes:
-        graph: content of the .onnx file.
-        weights: what the graph refers to in a file beside it, by name and in order; empty for most models.
+        graph: content of the .onnx file, but for `weights`.
+        weights: what the graph refers to in a file beside it, by name and in order; where they can be, they are
+            views of the model's own memory, and need not be contiguous.
         name: of the .onnx file, by which the graph finds its weights.
+        embedded: whether the weights go into the .onnx file itself when it is written.
     """
 
     graph: bytes
     weights: dict[str, NDArray[Any]] = field(default_factory=dict)
     name: str = "model.onnx"
+    embedded: bool = False
 
     def write(self, path: Path) -> None:
-        """Write `path`, whose name must be `name`, and, where there are weights outside the graph, `path`.data."""
+        """Write `path`, whose name must be `name`, and, where there are weights to go beside the graph, `path`.data."""
+        if self.embedded:
+            with path.open("wb") as file:
+                file.writelines(embedded_pieces(self.graph, self.weights))
+            return
         path.write_bytes(self.graph)
         if not self.weights:
             return
         with _data_path(path).open("wb") as file:
             for offset, array in zip(_offsets(self.weights), self.weights.values(), strict=True):
                 file.seek(offset)
-                file.write(array.view(np.uint8).data)
+                file.write(content(array))
 
 
 def _data_path(path: Path) -> Path:
@@ -51,18 +60,26 @@ def _data_path(path: Path) -> Path:
 
 def serialize(model: ir.Model, name: str = "model.onnx", largest: int = LARGEST) -> ModelFile:
     """Serialise a model that will be written as `name`; the model is left as it is."""
-    if sum(tensor.nbytes for _, tensor in _tensors(model)) <= largest:
+    if _size(model) <= largest:
         return ModelFile(ir.to_proto(model).SerializeToString(), name=name)
+    return apart(model, name, largest)
+
+
+def apart(model: ir.Model, name: str = "model.onnx", largest: int = LARGEST) -> ModelFile:
+    """Likewise without a copy of the weights, which protobuf would make two of: they stay the model's own.
+
+    The file is the same, byte for byte.
+    """
+    embedded = _size(model) <= largest
     model = model.clone()
     outside = [(value, tensor) for value, tensor in _tensors(model) if tensor.nbytes > _SMALL]
-    # Contiguous: torch leaves transposed views of linear layers, which no runtime can map.
-    weights = {str(value.name): np.ascontiguousarray(tensor.numpy()) for value, tensor in outside}
+    weights = {str(value.name): tensor.numpy() for value, tensor in outside}
     for (value, tensor), offset in zip(outside, _offsets(weights), strict=True):
         location, shape = _data_path(Path(name)).name, ir.Shape(tensor.numpy().shape)
         value.const_value = ir.ExternalTensor(
             location, offset, tensor.nbytes, tensor.dtype, shape=shape, name=str(value.name)
         )
-    return ModelFile(ir.to_proto(model).SerializeToString(), weights, name)
+    return ModelFile(ir.to_proto(model).SerializeToString(), weights, name, embedded)
 
 
 def skeleton(model: ir.Model) -> onnx.ModelProto:
@@ -76,6 +93,11 @@ def skeleton(model: ir.Model) -> onnx.ModelProto:
     return ir.to_proto(model)
 
 
+def _size(model: ir.Model) -> int:
+    """Bytes of weights."""
+    return sum(tensor.nbytes for _, tensor in _tensors(model))
+
+
 def _tensors(model: ir.Model) -> Iterator[tuple[ir.Value, ir.TensorProtocol]]:
     for value in model.graph.initializers.values():
         if value.const_value is not None:
@@ -85,4 +107,4 @@ def _tensors(model: ir.Model) -> Iterator[tuple[ir.Value, ir.TensorProtocol]]:
 def _offsets(weights: dict[str, NDArray[Any]]) -> list[int]:
     """Where each array begins in the file of weights: on pages, so that readers can map them."""
     sizes = [-(-array.nbytes // _PAGE) * _PAGE for array in weights.values()]
-    return [0, *np.cumsum(sizes).tolist()[:-1]]
+    return [int(end) for end in np.cumsum([0, *sizes])[:-1]]

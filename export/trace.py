@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
@@ -17,6 +16,7 @@ from torch import nn
 
 from ..artifacts import ModelSpec, Traced
 from ..errors import InputError
+from .collector import paused
 from .graph import SCOPES, module_of
 from .simplify import simplify
 
@@ -45,7 +45,7 @@ def trace(model: nn.Module, spec: ModelSpec, opset: int = DEFAULT_OPSET) -> Trac
     # Two images: a batch of one would be baked into the graph.
     example = torch.zeros(2, spec.in_chans, *spec.image_size)
     shapes = ({0: torch.export.Dim("batch")},)
-    with _quiet_exporter(), _no_collection(), torch.no_grad():
+    with _quiet_exporter(), paused(), torch.no_grad():
         captured = torch.export.export(model, (example,), dynamic_shapes=shapes, strict=False)
         program = torch.onnx.export(
             _decomposed_if_needed(captured),
@@ -94,18 +94,6 @@ def _needs_decomposition(call: torch.fx.Node, table: Mapping[Any, Any]) -> bool:
     if call.target is torch.ops.aten.chunk.default and ((made := len(call.meta["val"])) == 1 or made != call.args[1]):
         return True
     return call.target in table or bool(call.target._schema.is_mutable)
-
-
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    """Without Python's collector of cycles: while thousands of nodes are made it finds next to nothing to collect."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _scope_orphans(graph: ir.Graph) -> None:

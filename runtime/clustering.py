@@ -19,7 +19,7 @@ from torch import nn
 
 from ..export.graph import RESULT_OF, module_of
 from ..export.ops.balanced_clustering.op import OP_TYPE
-from ..export.serialize import serialize
+from ..export.serialize import apart
 from ..models.mixers.feature_space_attention import CLUSTER, OVERLAP, BalancedClustering
 from . import eager
 from .onnxruntime import open_session
@@ -62,7 +62,7 @@ class Clusterings:
         return self._open(model)
 
     def _open(self, model: ir.Model) -> Session:
-        return self.load(serialize(model), threads=self.threads)
+        return self.load(apart(model), threads=self.threads)
 
 
 def decisions(graph: ir.Graph) -> dict[str, ir.Value]:

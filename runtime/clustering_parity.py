@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ..artifacts import ClusterAgreement, NodeAgreement, OutputParity, ParityReport, Precision
 from ..calibration.images import ImageSet
+from ..progress import Step, untold
 from .clustering import Clusterings, Orders, agreement, lent_agreement
 from .parity import BATCHES, THRESHOLDS, Outputs, chunks_of, joined, judge, measure, worst
 
@@ -66,6 +67,7 @@ def weigh(
     images: ImageSet,
     *,
     classifier: bool,
+    step: Step = untold,
 ) -> ParityReport:
     """The report with its verdict on the candidates as they run with eager's own clusters.
 
@@ -76,6 +78,7 @@ def weigh(
         proof: of the candidates running freely; its outputs stay in the report.
         decide: eager: a batch (B, C, H, W) -> outputs and orders.
         candidates: the same candidates, opened up.
+        step: told of each candidate.
     """
     failures = [f"{each.name}: not finite" for each in proof.outputs if not np.isfinite(each.rms_rel)]
     same: dict[str, list[OutputParity]] = {output.name: [] for output in proof.outputs}
@@ -83,7 +86,9 @@ def weigh(
     shares: tuple[_Shares, _Shares, _Shares] = ({}, {}, {})
     batches = [_Batch.of(batch, chunks_of(images, batch), decide) for batch in BATCHES]
     for method, clusterings in candidates.items():
-        for batch, runs in zip(batches, _run(clusterings, batches), strict=True):
+        with step(f"{method}, its clusterings"):
+            results = _run(clusterings, batches)
+        for batch, runs in zip(batches, results, strict=True):
             for kind, measured in zip(shares, (runs.agreements, runs.alone, runs.lent), strict=True):
                 for node, values in measured.items():
                     kind.setdefault(node, []).append(values)

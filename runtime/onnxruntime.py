@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ..artifacts import Precision
 from ..errors import InputError, MissingDependencyError
 from ..export.serialize import ModelFile
+from .memory import trim
 from .threads import available_threads
 
 try:
@@ -90,10 +91,14 @@ def open_session(model: ModelFile | Path, *, threads: int, fuse: bool = True) ->
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
     weights: tuple[ort.OrtValue, ...] = ()
     if isinstance(model, ModelFile) and model.weights:
-        weights = tuple(ort.OrtValue.ortvalue_from_numpy(array) for array in model.weights.values())
+        # In order: torch leaves transposed views of linear layers, which ONNX Runtime cannot read.
+        arrays = [np.ascontiguousarray(array) for array in model.weights.values()]
+        weights = tuple(ort.OrtValue.ortvalue_from_numpy(array) for array in arrays)
         options.add_external_initializers(list(model.weights), list(weights))
     source = model.graph if isinstance(model, ModelFile) else str(model)
+    trim()
     session = ort.InferenceSession(source, options, providers=[_PROVIDER])
+    trim()
     if session.get_providers() != [_PROVIDER]:
         raise MissingDependencyError(f"asked ONNX Runtime for {_PROVIDER}, got {session.get_providers()}.")
     inputs = session.get_inputs()

@@ -126,7 +126,7 @@ def _read(core: Any, model: ModelFile | Path) -> Any:
         return core.read_model(model)
     if not model.weights:
         return core.read_model(model.graph)
-    # OpenVINO finds weights outside the graph in a file only; it keeps them once it has read them.
+    # OpenVINO takes weights that are not in the graph from a file only; it keeps them once it has read them.
     with tempfile.TemporaryDirectory(prefix="metaformer-export-", ignore_cleanup_errors=True) as folder:
         path = Path(folder) / model.name
         model.write(path)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from ..artifacts import OutOfRange, OutputParity, ParityReport, Precision
 from ..calibration.images import ImageSet
 from ..errors import ParityError
+from ..progress import Step, untold
 
 Outputs = list[NDArray[np.float32]]
 Runner = Callable[[NDArray[np.float32]], Outputs]
@@ -48,6 +49,7 @@ def compare(
     *,
     classifier: bool,
     out_of_range: tuple[OutOfRange, ...] = (),
+    step: Step = untold,
 ) -> ParityReport:
     """Run every image through the reference and each candidate, alone and in batches, and judge the worst.
 
@@ -57,20 +59,25 @@ def compare(
             time, so that only one is in memory.
         names: of the outputs.
         classifier: whether outputs are logits (N, classes), of which the first classes are compared.
+        step: told of each candidate.
     """
     limits = THRESHOLDS[precision]
     measured: dict[str, list[OutputParity]] = {name: [] for name in names}
     chunks = {batch: chunks_of(images, batch) for batch in BATCHES}
-    expected = {batch: _run(reference, chunks[batch]) for batch in BATCHES}
+    with step("eager"):
+        expected = {batch: _run(reference, chunks[batch]) for batch in BATCHES}
     failures = [
         f"{name}: eager's own output is not finite"
         for name, want in zip(names, expected[BATCHES[0]], strict=True)
         if not np.isfinite(want).all()
     ]
     for method, open_candidate in candidates.items():
-        candidate = open_candidate()
+        with step(method):
+            candidate = open_candidate()
+            results = {batch: _run(candidate, chunks[batch]) for batch in BATCHES}
+            del candidate  # before the next is opened
         for batch in BATCHES:
-            for name, want, got in zip(names, expected[batch], _run(candidate, chunks[batch]), strict=True):
+            for name, want, got in zip(names, expected[batch], results[batch], strict=True):
                 result = measure(name, want, got, classifier=classifier)
                 measured[name].append(result)
                 failures += [f"{failure} ({method}, batch {batch})" for failure in judge(result, limits)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -181,6 +182,31 @@ def judged(small_7x7: nn.Module, traced_small_7x7: Traced) -> tuple[File, Parity
     (file,), proof = prove((lowered,), judge, ExportOptions(), Silent())
     assert proof.passed, proof.failures
     return file, proof, judge
+
+
+class _Steps(Silent):
+    """Remembers the steps that it was told of."""
+
+    def __init__(self) -> None:
+        self.titles: list[str] = []
+
+    def step(self, title: str) -> AbstractContextManager[None]:
+        self.titles.append(title)
+        return super().step(title)
+
+
+def test_progress_is_told_of_every_run_that_is_held_against_eager(
+    small_boat: nn.Module, traced_small_boat: Traced
+) -> None:
+    lowered = lower(traced_small_boat, "portable")
+    images = load_images(None, lowered.spec)
+    images = replace(images, batch=images.batch[:1], names=images.names[:1], sha256=images.sha256[:1])
+    judge, steps = judge_of(small_boat, lowered, images), _Steps()
+    (file,), proof = prove((lowered,), judge, ExportOptions(), steps)
+    assert steps.titles == ["eager", f"model.onnx in {ORT}", f"model.onnx in {ORT}, its clusterings"]
+    steps.titles.clear()
+    judge_candidates(file, proof, judge, ExportOptions(), steps)
+    assert steps.titles == ["eager", OPENVINO, f"{OPENVINO}, its clusterings"]
 
 
 def test_a_runtime_that_computes_something_else_is_not_a_candidate(judged: tuple[File, ParityReport, Judge]) -> None:

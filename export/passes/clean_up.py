@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
+from ..equal_weights import share_equal_weights
 from ..graph import MIXER_OP, RESULT_OF, SCOPES
 from .base import Pass
 
@@ -22,7 +23,7 @@ class CleanUp(Pass):
         before = model.graph.num_nodes()
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
         common.IdentityEliminationPass()(model)
-        common.DeduplicateInitializersPass(size_limit=2**40)(model)
+        share_equal_weights(model.graph)
         common.CommonSubexpressionEliminationPass()(model)
         common.RemoveUnusedNodesPass()(model)
         common.RemoveUnusedOpsetsPass()(model)

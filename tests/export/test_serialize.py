@@ -19,7 +19,7 @@ from metaformer_export.cli import main
 from metaformer_export.errors import LoweringError
 from metaformer_export.export.lower import check, lower
 from metaformer_export.export.precision import convert
-from metaformer_export.export.serialize import serialize, skeleton
+from metaformer_export.export.serialize import apart, serialize, skeleton
 from metaformer_export.export.trace import trace
 from metaformer_export.models.family import BuildOptions
 from metaformer_export.runtime.onnxruntime import load_engine, open_session
@@ -41,6 +41,31 @@ def test_weights_outside_the_graph_give_the_same_numbers(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx", "model.onnx.data"]
     assert np.array_equal(load_engine(tmp_path)(X)[0], want)
     onnx.checker.check_model(str(tmp_path / "model.onnx"), full_check=True)
+
+
+@pytest.mark.parametrize("form", ["portable", "openvino", "plugin"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+def test_weights_left_where_they_are_make_the_same_file(
+    traced_small_gf: Traced, precision: str, form: str, tmp_path: Path
+) -> None:
+    model = convert(lower(traced_small_gf, form), precision).model  # type: ignore[arg-type]
+    inside, views = serialize(model), apart(model)
+    assert len(views.graph) < len(inside.graph) / 4
+    views.write(tmp_path / "model.onnx")
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+    assert (tmp_path / "model.onnx").read_bytes() == inside.graph
+    if precision != "bf16":
+        assert np.array_equal(open_session(views, threads=2)(X)[0], open_session(inside, threads=2)(X)[0])
+
+
+def test_the_weights_of_a_model_are_not_copied(traced_small_gf: Traced) -> None:
+    model = lower(traced_small_gf, "portable").model
+    weights = apart(model).weights
+    assert len(weights) > 20
+    for name, array in weights.items():
+        tensor = model.graph.initializers[name].const_value
+        assert tensor is not None
+        assert np.shares_memory(array, tensor.numpy())
 
 
 def test_weights_begin_on_pages(traced_small_gf: Traced, tmp_path: Path) -> None:
@@ -66,22 +91,26 @@ def test_the_skeleton_is_checked_without_the_weights(traced_small_gf: Traced) ->
 
 
 @pytest.mark.parametrize("kind", ["focalnet_huge", "boat_swin", "acmix_resnet"])
-def test_transposed_weights_of_linear_layers_go_outside_too(kind: str) -> None:
+def test_transposed_weights_of_linear_layers_go_outside_too(kind: str, tmp_path: Path) -> None:
     """torch leaves them as views; ONNX Runtime takes only memory that is in order."""
     family, config = KINDS[kind]
     sides = SIDES.get(kind, (64, 96))
     module = support.fill_golden(family.build(config, BuildOptions(num_classes=10)))
     model = lower(trace(module, support.spec_for(kind, sides)), "portable").model
     outside = serialize(model, largest=0)
-    assert all(array.flags.c_contiguous for array in outside.weights.values())
     x = support.image(1, 3, *sides)
-    assert np.array_equal(open_session(outside, threads=2)(x)[0], open_session(serialize(model), threads=2)(x)[0])
+    (want,) = open_session(serialize(model), threads=2)(x)
+    assert np.array_equal(open_session(outside, threads=2)(x)[0], want)
+    outside.write(tmp_path / "model.onnx")
+    assert np.array_equal(load_engine(tmp_path)(x)[0], want)
+    apart(model).write(tmp_path / "model.onnx")
+    assert (tmp_path / "model.onnx").read_bytes() == serialize(model).graph
 
 
 def test_the_whole_command_writes_weights_beside_the_graph(
     monkeypatch: pytest.MonkeyPatch, small_models: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(serialize, "__defaults__", ("model.onnx", 0))
+    monkeypatch.setattr(apart, "__defaults__", ("model.onnx", 0))
     monkeypatch.setattr(timing, "_BENCH_SECONDS", 0.3)
     arguments = ["--model", "hornet_test_gf", "--fp16", "--output", str(tmp_path / "out")]
     for _ in range(2):  # the second replaces the first

@@ -20,7 +20,7 @@ from metaformer_export.calibration.images import load_images
 from metaformer_export.errors import InputError, MissingDependencyError
 from metaformer_export.export.lower import lower
 from metaformer_export.export.precision import convert
-from metaformer_export.export.serialize import serialize
+from metaformer_export.export.serialize import LARGEST, apart, serialize
 from metaformer_export.proving import judge_of, made_by
 from metaformer_export.runtime import openvino
 from metaformer_export.runtime.clustering import Clusterings, EagerDecisions
@@ -71,12 +71,15 @@ def test_a_file_of_float32_computes_what_eager_computes_in_float32(lowered: Lowe
 def test_weights_outside_the_graph_are_found_in_memory_and_in_files(
     lowered: Lowered, logits: np.ndarray, tmp_path: Path
 ) -> None:
-    file = serialize(lowered.model, "other.onnx", largest=0)
-    assert file.weights
-    file.write(tmp_path / "other.onnx")
-    for model in (file, tmp_path / "other.onnx"):
-        (got,) = open_session(model, threads=2)(X)
-        assert support.relative_error(got, logits) <= 1e-4
+    for largest, names in ((0, {"other.onnx", "other.onnx.data"}), (LARGEST, {"other.onnx"})):
+        file = apart(lowered.model, "other.onnx", largest)
+        assert file.weights
+        (folder := tmp_path / str(largest)).mkdir()
+        file.write(folder / "other.onnx")
+        assert {path.name for path in folder.iterdir()} == names
+        for model in (file, folder / "other.onnx"):
+            (got,) = open_session(model, threads=2)(X)
+            assert support.relative_error(got, logits) <= 1e-4
 
 
 @needs_bfloat16
