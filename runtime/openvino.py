@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from ..artifacts import Precision
 from ..errors import InputError, MissingDependencyError
+from ..export.embed import embedded_pieces
 from ..export.serialize import ModelFile
 
 NAME = "openvino-cpu"
@@ -126,11 +127,16 @@ def _read(core: Any, model: ModelFile | Path) -> Any:
         return core.read_model(model)
     if not model.weights:
         return core.read_model(model.graph)
-    # OpenVINO takes weights that are not in the graph from a file only; it keeps them once it has read them.
-    with tempfile.TemporaryDirectory(prefix="metaformer-export-", ignore_cleanup_errors=True) as folder:
-        path = Path(folder) / model.name
-        model.write(path)
-        return core.read_model(path)
+    if model.embedded:
+        return core.read_model(b"".join(embedded_pieces(model.graph, model.weights)))
+    # OpenVINO finds weights outside the graph in a file only; it keeps them once it has read them.
+    try:
+        with tempfile.TemporaryDirectory(prefix="metaformer-export-", ignore_cleanup_errors=True) as folder:
+            path = Path(folder) / model.name
+            model.write(path)
+            return core.read_model(path)
+    except OSError as error:
+        raise InputError(f"no room for the temporary file that OpenVINO reads weights from: {error}") from error
 
 
 def _executed(compiled: Any) -> dict[str, int]:

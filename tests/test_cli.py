@@ -147,16 +147,16 @@ def test_failed_parity_is_exit_code_1_and_the_files_are_kept_and_marked(tmp_path
     """A graph with one wrong weight must not get through."""
     from metaformer_export import pipeline
 
-    honest = pipeline.lower
+    honest = pipeline.lower_all
 
-    def spoilt(traced, form):
-        lowered = honest(traced, form)
-        weight = lowered.model.graph.initializers["stages.1.0.gnconv.proj_out.weight"]
+    def spoilt(traced, forms):
+        lowered = honest(traced, forms)
+        weight = lowered[0].model.graph.initializers["stages.1.0.gnconv.proj_out.weight"]
         weight.const_value = type(weight.const_value)(weight.const_value.numpy() * 1.01)
         return lowered
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(pipeline, "lower", spoilt)
+    monkeypatch.setattr(pipeline, "lower_all", spoilt)
     assert main(["--model", "hornet_test"]) == 1
     captured = capsys.readouterr()
     assert "PARITY FAILED" in captured.out
