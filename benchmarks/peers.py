@@ -179,7 +179,7 @@ def _eagerly(candidate: Candidate, load: Load, folder: Path, threads: int) -> Ru
 
 
 def _compiled(candidate: Candidate, load: Load, folder: Path, threads: int) -> Run:
-    module = torch.compile(load())
+    module = torch.compile(load(), dynamic=False)  # each batch as good as the first: compiled for its own shape
 
     def run(batch: Array) -> Array:
         low = candidate.precision == "bf16"
