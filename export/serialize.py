@@ -75,7 +75,7 @@ def apart(model: ir.Model, name: str = "model.onnx", largest: int = LARGEST) -> 
     outside = [(value, tensor) for value, tensor in _tensors(model) if tensor.nbytes > _SMALL]
     weights = {str(value.name): tensor.numpy() for value, tensor in outside}
     for (value, tensor), offset in zip(outside, _offsets(weights), strict=True):
-        location, shape = _data_path(Path(name)).name, ir.Shape(tensor.numpy().shape)
+        location, shape = _data_path(Path(name)).name, ir.Shape(weights[str(value.name)].shape)
         value.const_value = ir.ExternalTensor(
             location, offset, tensor.nbytes, tensor.dtype, shape=shape, name=str(value.name)
         )

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,13 +23,15 @@ def largest_magnitudes(lowered: Lowered, batch: NDArray[np.float32], threads: in
     """max |value| of every float32 input and value that a node makes, over a batch (B, C, H, W); by name."""
     model = lowered.model.clone()
     graph = model.graph
-    observed = [*graph.inputs, *(v for node in list(graph) for v in node.outputs if v.dtype == _FLOAT)]
+    nodes = list(graph)
+    observed = [(value, nodes[0], graph.insert_before) for value in graph.inputs]
+    observed += [(v, node, graph.insert_after) for node in nodes for v in node.outputs if v.dtype == _FLOAT]
     peaks = []
-    for value in observed:
+    for value, place, insert in observed:
         magnitude = ir.node("Abs", [value])
         peak = ir.node("ReduceMax", magnitude.outputs, {"keepdims": 0})
         lifted = ir.node("Reshape", [peak.outputs[0], _shape_of_one(graph)])
-        graph.extend((magnitude, peak, lifted))
+        insert(place, (magnitude, peak, lifted))  # at once, so that the value need not be kept
         peaks.append(lifted.outputs[0])
     joined = ir.node("Concat", peaks, {"axis": 0})
     graph.append(joined)
@@ -37,7 +40,7 @@ def largest_magnitudes(lowered: Lowered, batch: NDArray[np.float32], threads: in
     graph.outputs[:] = [joined.outputs[0]]
     session = open_session(apart(model), threads=threads, fuse=False)
     highest = np.max([session(image[None])[0] for image in batch], axis=0)
-    return {str(value.name): float(peak) for value, peak in zip(observed, highest, strict=True)}
+    return {str(value.name): float(peak) for (value, *_), peak in zip(observed, highest, strict=True)}
 
 
 def rounded(converted: Converted) -> ir.Model:
@@ -52,8 +55,9 @@ def rounded(converted: Converted) -> ir.Model:
     graph = model.graph
     for value in list(graph.initializers.values()):
         if value.dtype in _LOW and value.const_value is not None:
-            wide = value.const_value.numpy().astype(np.float32)
-            value.const_value = ir.tensor(wide, name=value.name)
+            # Made when it is read: the graph, whose nodes refer to each other, would keep it beyond its session.
+            wide, shape = partial(_widened_weight, value.const_value), ir.Shape(value.const_value.shape.numpy())
+            value.const_value = ir.LazyTensor(wide, _FLOAT, shape, name=value.name)
             value.type = ir.TensorType(_FLOAT)
     nodes = list(graph)
     for value in graph.inputs:
@@ -92,6 +96,10 @@ def _round(graph: ir.Graph, node: ir.Node, output: ir.Value) -> None:
         name, output.name = output.name, f"{output.name}.rounded"
         up.outputs[0].name = name
         graph.outputs[list(graph.outputs).index(output)] = up.outputs[0]
+
+
+def _widened_weight(low: ir.TensorProtocol) -> ir.TensorProtocol:
+    return ir.tensor(low.numpy().astype(np.float32))
 
 
 def _widened(cast_down: ir.Node, like: ir.Value) -> ir.Node:

@@ -78,7 +78,8 @@ def open_session(model: ModelFile | Path, *, threads: int, fuse: bool = True) ->
 
     Args:
         threads: of the intra-op pool.
-        fuse: False leaves out the layout changes, for graphs that observe every value.
+        fuse: False leaves out the layout changes and runs the nodes as they are in the file, for graphs that
+            observe every value: else they would all be kept to the end.
 
     Raises:
         MissingDependencyError: the CPU provider did not load, which would mean another one computes.
@@ -89,6 +90,7 @@ def open_session(model: ModelFile | Path, *, threads: int, fuse: bool = True) ->
     options.log_severity_level = _ERRORS_ONLY
     if not fuse:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
     weights: tuple[ort.OrtValue, ...] = ()
     if isinstance(model, ModelFile) and model.weights:
         # In order: torch leaves transposed views of linear layers, which ONNX Runtime cannot read.
