@@ -117,7 +117,7 @@ class Builder:
 
     def constant(self, name: str, array: NDArray[Any]) -> ir.Value:
         """A new initializer; the name is made unique."""
-        unique, n = name, 1
+        unique, n = name, len(self.graph.initializers)  # a number that is likely free: others begin so, too
         while unique in self.graph.initializers:
             unique, n = f"{name}_{n}", n + 1
         # Transposed, as torch keeps linear layers, it stays a view, which forms can share.

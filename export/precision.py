@@ -135,13 +135,20 @@ def _peak(array: np.ndarray | None) -> float:
 def _bridge(graph: ir.Graph, reasons: dict[ir.Node, str]) -> None:
     """Data movement between islands joins them: a cast down and up again would gain nothing."""
     bridges = {node for node in graph if node.op_type in MOVES_DATA and node not in reasons}
-    while bridges:
-        wide = bridges | set(reasons)
-        cut = {node for node in bridges if not _between(node, wide)}
-        if not cut:
-            break
-        bridges -= cut
+    wide, unsure = bridges | set(reasons), list(bridges)
+    while unsure:
+        node = unsure.pop()
+        if node in bridges and not _between(node, wide):
+            bridges.remove(node)
+            wide.remove(node)
+            unsure += _neighbours(node)
     reasons.update({node: "between layers that stay in float32" for node in graph if node in bridges})
+
+
+def _neighbours(node: ir.Node) -> list[ir.Node]:
+    """Nodes that make what it reads or read what it makes."""
+    makers = [value.producer() for value in node.inputs if value is not None]
+    return [*filter(None, makers), *(use.node for output in node.outputs for use in output.uses())]
 
 
 def _between(node: ir.Node, wide: set[ir.Node]) -> bool:
@@ -179,8 +186,8 @@ def _cast(graph: ir.Graph, islands: set[ir.Node], low: ir.DataType, dtype: DType
 
 def _drop_unused_weights(graph: ir.Graph, weights: set[ir.Value], low: Mapping[ir.Value, ir.Value]) -> None:
     """Remove float32 weights that only their low-precision copies replaced, and give those their names."""
-    for weight in weights:
-        if not weight.uses():
+    for weight in list(graph.initializers.values()):  # in their order, so that the file is the same every time
+        if weight in weights and not weight.uses():
             name = str(weight.name)
             del graph.initializers[name]
             low[weight].name = name

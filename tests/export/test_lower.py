@@ -46,6 +46,15 @@ def test_forms_lowered_together_share_the_weights_that_they_scale(traced_small_g
     assert np.shares_memory(ours.numpy(), theirs.numpy())
 
 
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_the_file_is_the_same_every_time(traced_small_gf: Traced, precision: str) -> None:
+    first, second = (
+        serialize(convert(lower(traced_small_gf, "portable"), precision).model).graph  # type: ignore[arg-type]
+        for _ in range(2)
+    )
+    assert first == second
+
+
 def _calls(work: Callable[[], object]) -> int:
     """Python calls and steps of generators that some work takes: the same on a busy machine as on a quiet one."""
     profile = cProfile.Profile()
