@@ -3,23 +3,26 @@
 
     python benchmarks/passes.py caformer_s18 focalnet_t --out docs/passes.json
 
-Every variant is held against the whole recipe's outputs before it is timed; all are timed in turn in
-one process with the same threads, and a gain is a ratio of medians. A pass that gains nothing anywhere is
-not kept. Passes that another needs (ExpandMixerOps, GlobalFilterToMatmul) and those without a cost of their
-own are not left out.
+Every variant is held against the whole recipe's outputs before it is timed; each runs in a process of
+its own with the same threads, all are timed in turn, and a gain is a ratio of medians. A pass that gains
+nothing anywhere is not kept. Passes that another needs (ExpandMixerOps, GlobalFilterToMatmul) and those
+without a cost of their own are not left out.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 
 import click
 import numpy as np
+from peers import Array, Candidate
+from serving import Running, interleaved, started
 
 from metaformer_export.artifacts import Traced
 from metaformer_export.calibration.images import load_images
@@ -29,12 +32,12 @@ from metaformer_export.export.serialize import ModelFile, serialize
 from metaformer_export.export.trace import trace
 from metaformer_export.models.loading import load_model
 from metaformer_export.report import versions
-from metaformer_export.runtime import bench, onnxruntime, openvino
-from metaformer_export.runtime.session import Session
+from metaformer_export.runtime import bench
 from metaformer_export.runtime.threads import available_threads
 
 MAX_ERROR = 1e-4
 """Largest difference from the whole recipe, over the spread of its output."""
+WHOLE = "whole"
 KEPT = {
     "ExpandMixerOps",
     "GlobalFilterToMatmul",
@@ -78,37 +81,51 @@ def lowered(traced: Traced, form: str, without: str = "") -> tuple[ModelFile, di
         name = type(each).__name__
         if name != without:
             rewrites[name] = rewrites.get(name, 0) + run_pass(each, model).rewrites
-    return serialize(model), rewrites
-
-
-def open_in(runtime: str, file: ModelFile, threads: int) -> Session:
-    """A session of one runtime in float32."""
-    if runtime == "openvino":
-        return openvino.open_session(file, threads=threads)
-    return onnxruntime.open_session(file, threads=threads)
+    return serialize(model, f"{without or WHOLE}.onnx"), rewrites
 
 
 def measure(name: str, runtime: str, rounds: int, threads: int) -> list[Row]:
     """One row for each pass that changes the model."""
     loaded = load_model(name)
-    traced = trace(loaded.module, loaded.spec)
     x = load_images(None, loaded.spec).take(0, 1)
-    whole, rewrites = lowered(traced, FORM_OF[runtime])
-    sessions = {"": open_in(runtime, whole, threads)}
-    for each in (each for each, count in rewrites.items() if count and each not in KEPT):
-        sessions[each] = open_in(runtime, lowered(traced, FORM_OF[runtime], each)[0], threads)
-    want = sessions[""](x)[0]
-    for each, session in sessions.items():
-        error = float(np.abs(session(x)[0] - want).max() / want.std())
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        rewrites = write_variants(trace(loaded.module, loaded.spec), FORM_OF[runtime], folder)
+        candidates = [Candidate(each, runtime, "fp32", f"{each}.onnx") for each in (WHOLE, *rewrites)]
+        failures: dict[Candidate, str] = {}
+        with started(name, None, folder, candidates, failures, threads) as running:
+            if failures:
+                raise SystemExit(f"{name}: " + "; ".join(f"{each.name}: {why}" for each, why in failures.items()))
+            hold_against_whole(name, running, x)
+            times = interleaved(running, x, rounds)
+    base = bench.median(times[WHOLE])
+    medians = {each: bench.median(times[each]) for each in rewrites}
+    return [
+        Row(name, runtime, each, count, medians[each], base, medians[each] / base) for each, count in rewrites.items()
+    ]
+
+
+def write_variants(traced: Traced, form: str, folder: Path) -> dict[str, int]:
+    """Write the whole recipe and it without each pass in turn; returns the places of the passes left out."""
+    whole, rewrites = lowered(traced, form)
+    whole.write(folder / f"{WHOLE}.onnx")
+    chosen = {each: count for each, count in rewrites.items() if count and each not in KEPT}
+    for each in chosen:
+        lowered(traced, form, each)[0].write(folder / f"{each}.onnx")
+    return chosen
+
+
+def hold_against_whole(name: str, running: Sequence[Running], x: Array) -> None:
+    """SystemExit if a variant does not compute what the whole recipe computes."""
+    want: Array | None = None
+    for each in running:
+        answer = each.ask(x, 1)
+        if isinstance(answer, str):
+            raise SystemExit(f"{name}, {each.candidate.name}: {answer}")
+        want = answer[0] if want is None else want
+        error = float(np.abs(answer[0] - want).max() / want.std())
         if not error <= MAX_ERROR:
-            raise SystemExit(f"{name} without {each}: differs by {error:.1e}; nothing was timed")
-    times = bench.interleaved({each: partial(s, x) for each, s in sessions.items()}, rounds=rounds, seconds=600)
-    base = bench.median(times[""])
-    rows = []
-    for each in (each for each in times if each):
-        ms = bench.median(times[each])
-        rows.append(Row(name, runtime, each, rewrites[each], ms, base, ms / base))
-    return rows
+            raise SystemExit(f"{name} without {each.candidate.name}: differs by {error:.1e}; nothing was timed")
 
 
 def markdown(report: Report) -> str:

@@ -15,16 +15,14 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from multiprocessing import get_context
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 import click
-from peers import CANDIDATES, FILES, Array, Candidate, installed, make_file, serve
+from peers import CANDIDATES, FILES, Array, Candidate, make_file
+from serving import RUNS, Running, in_a_process, interleaved, started
 from summary import markdown
 
 from metaformer_export.artifacts import ModelSpec
@@ -47,8 +45,6 @@ MODELS = (
 )
 """One small model of each family, and HorNet with both kinds of filter."""
 CLUSTERING = ("boat_swin", "boat_cswin")
-_RUNS = 2
-_MAKING_S = 900.0
 
 
 @dataclass
@@ -82,12 +78,6 @@ class Report:
     rows: list[Row] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class _Running:
-    candidate: Candidate
-    pipe: Connection
-
-
 def measure(
     model: str, size: int | None, batches: Sequence[int], candidates: Sequence[Candidate], rounds: int, threads: int
 ) -> list[Row]:
@@ -98,7 +88,7 @@ def measure(
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         failures = _make_files(model, size, folder, candidates)
-        with _started(model, size, folder, threads, candidates, failures) as running:
+        with started(model, size, folder, candidates, failures, threads) as running:
             for batch in batches:
                 x = images.take(0, batch)
                 rows += _rows(spec, x, running, rounds)
@@ -113,85 +103,17 @@ def _make_files(model: str, size: int | None, folder: Path, candidates: Sequence
         wanted.add("torch.onnx")
     failed: dict[str, str] = {}
     for file in (name for name in FILES if name in wanted):
-        outcome = _in_a_process(make_file, file, model, size, folder)
+        outcome = in_a_process(make_file, file, model, size, folder)
         if isinstance(outcome, str):
             failed[file] = outcome
         click.echo(f"{model}: {file} {outcome if isinstance(outcome, str) else f'in {outcome:.0f} s'}", err=True)
     return {each: failed[each.file] for each in candidates if each.file in failed}
 
 
-def _in_a_process(target: Callable[..., None], *arguments: object) -> float | str:
-    context = get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=target, args=(*arguments, theirs), daemon=True)
-    process.start()
-    theirs.close()
-    try:
-        if not ours.poll(_MAKING_S):
-            process.kill()
-            return f"no result after {_MAKING_S:.0f} s"
-        outcome: float | str = ours.recv()
-    except EOFError:
-        process.join()
-        return f"the process died with exit code {process.exitcode}"
-    process.join()
-    return outcome
-
-
-@contextmanager
-def _started(
-    model: str,
-    size: int | None,
-    folder: Path,
-    threads: int,
-    candidates: Sequence[Candidate],
-    failures: dict[Candidate, str],
-) -> Iterator[list[_Running]]:
-    """The candidates that start, each in its process; the others are added to `failures`."""
-    context = get_context("spawn")
-    running: list[_Running] = []
-    processes = []
-    for candidate in candidates:
-        if candidate in failures:
-            continue
-        if not installed(candidate):
-            failures[candidate] = f"{candidate.needs} is not installed"
-            continue
-        ours, theirs = context.Pipe()
-        process = context.Process(target=serve, args=(candidate, model, size, folder, threads, theirs), daemon=True)
-        process.start()
-        theirs.close()
-        answer = _answer(ours)
-        if answer:
-            failures[candidate] = str(answer)
-            continue
-        processes.append(process)
-        running.append(_Running(candidate, ours))
-    try:
-        yield running
-    finally:
-        for process in processes:
-            process.kill()
-            process.join()
-
-
-def _answer(pipe: Connection) -> str | tuple[Array, list[float]]:
-    try:
-        answer: str | tuple[Array, list[float]] = pipe.recv()
-    except EOFError:
-        return "the process died"
-    return answer
-
-
-def _ask(each: _Running, x: Array, runs: int) -> str | tuple[Array, list[float]]:
-    each.pipe.send((x, runs))
-    return _answer(each.pipe)
-
-
-def _rows(spec: ModelSpec, x: Array, running: list[_Running], rounds: int) -> list[Row]:
+def _rows(spec: ModelSpec, x: Array, running: list[Running], rounds: int) -> list[Row]:
     """Parity first, then the timing of those that hold it."""
     batch = len(x)
-    outputs = {each: _ask(each, x, 1) for each in running}  # the timed run warms up, and compiles
+    outputs = {each: each.ask(x, 1) for each in running}  # the timed run warms up, and compiles
     reference = next(answer for each, answer in outputs.items() if each.candidate.runtime == "eager")
     if isinstance(reference, str):
         raise SystemExit(f"{spec.name}, batch {batch}: eager fails: {reference}")
@@ -204,14 +126,7 @@ def _rows(spec: ModelSpec, x: Array, running: list[_Running], rounds: int) -> li
         rows.append(row)
         if not row.failure:
             holding.append((each, row))
-    times: dict[str, list[float]] = {row.candidate: [] for _, row in holding}
-    for turn in range(rounds):
-        start = turn % len(holding)  # so that none always follows the same neighbour
-        for each, row in (*holding[start:], *holding[:start]):
-            answer = _ask(each, x, _RUNS)
-            if isinstance(answer, str):
-                raise SystemExit(f"{spec.name}, batch {batch}: {row.candidate} failed while it was timed: {answer}")
-            times[row.candidate] += answer[1]
+    times = interleaved([each for each, _ in holding], x, rounds)
     ours = next((bench.median(times[row.candidate]) for _, row in holding if row.ours), None)
     for _, row in holding:
         row.median_ms, row.p90_ms = bench.median(times[row.candidate]), bench.p90(times[row.candidate])
@@ -251,7 +166,7 @@ def _judged(row: Row, spec: ModelSpec, want: Array, got: Array) -> str:
 @click.option("--resolution", "sizes", type=int, multiple=True, help="May be repeated; the model's own if not given.")
 @click.option("--precision", "precisions", type=click.Choice(["fp32", "bf16"]), multiple=True, help="Default: all.")
 @click.option("--peer", "only", multiple=True, help="Part of a candidate's name; may be repeated. Default: all.")
-@click.option("--rounds", type=int, default=15, show_default=True, help=f"Of {_RUNS} timed runs each.")
+@click.option("--rounds", type=int, default=15, show_default=True, help=f"Of {RUNS} timed runs each.")
 @click.option("--threads", type=int, default=available_threads(), help="For every candidate.")
 @click.option("--out", type=click.Path(path_type=Path), help="JSON; the tables go beside it as Markdown.")
 def main(
@@ -265,7 +180,7 @@ def main(
     out: Path | None,
 ) -> None:
     """Time MODELS (one of each family if none is named) in their portable form against their peers."""
-    report = Report(datetime.now(UTC).date().isoformat(), bench.machine(), threads, rounds * _RUNS, versions())
+    report = Report(datetime.now(UTC).date().isoformat(), bench.machine(), threads, rounds * RUNS, versions())
     chosen = [each for each in CANDIDATES if _wanted(each, precisions, only)]
     for model in models or MODELS:
         for size in sizes or (None,):

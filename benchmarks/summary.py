@@ -51,17 +51,24 @@ def geometric_mean(values: Iterable[float]) -> float:
 
 def markdown(report: Mapping[str, Any]) -> str:
     """Machine and versions, the ratios, and all rows."""
+    return "\n".join([ratio_table(report), *_row_table(report["rows"])]) + "\n"
+
+
+def heading(report: Mapping[str, Any]) -> str:
+    """When, on what and with which versions."""
     packages = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
-    head = (
+    return (
         f"{report['date']}, {report['machine']}, {report['threads']} threads, {report['rounds']} timed runs; {packages}"
     )
-    return "\n".join([head, "", *_ratio_table(report["rows"]), "", *_row_table(report["rows"])]) + "\n"
 
 
-def _ratio_table(rows: list[Row]) -> list[str]:
-    found = ratios(rows)
+def ratio_table(report: Mapping[str, Any]) -> str:
+    """The heading and, for each model, resolution and batch, how many times faster ours is."""
+    found = ratios(report["rows"])
     names = [*_AGAINST, "best over best peer", "best over eager"]
     lines = [
+        heading(report),
+        "",
         "| model | resolution | batch | " + " | ".join(names) + " |",
         "|---|---|--:|" + "--:|" * len(names),
     ]
@@ -73,7 +80,24 @@ def _ratio_table(rows: list[Row]) -> list[str]:
         columns = [[each[name] for each in group if name in each] for name in names]
         cells = [f"**{geometric_mean(column):.2f}x**" if column else "-" for column in columns]
         lines.append("| " + " | ".join(["geometric mean", "", str(batch), *cells]) + " |")
-    return lines
+    return "\n".join(lines) + "\n"
+
+
+def median_table(report: Mapping[str, Any]) -> str:
+    """Milliseconds of every candidate, a column each; a dash where it fails or does not hold parity."""
+    rows = report["rows"]
+    names = list(dict.fromkeys(row["candidate"] for row in rows))
+    groups: dict[Key, dict[str, Row]] = {}
+    for row in rows:
+        groups.setdefault((row["model"], row["resolution"], row["batch"]), {})[row["candidate"]] = row
+    lines = ["| model | batch | " + " | ".join(names) + " |", "|---|--:|" + "--:|" * len(names)]
+    for (model, _, batch), group in groups.items():
+        times = [group[name]["median_ms"] if name in group else None for name in names]
+        fastest = min(ms for ms in times if ms)
+        cells = ["-" if ms is None else f"**{ms:.1f}**" if ms == fastest else f"{ms:.1f}" for ms in times]
+        lines.append("| " + " | ".join([model, str(batch), *cells]) + " |")
+    failed = dict.fromkeys(f"- {row['model']}, {row['candidate']}: {row['failure']}" for row in rows if row["failure"])
+    return "\n".join([*lines, *(["", *failed] if failed else [])]) + "\n"
 
 
 def _row_table(rows: list[Row]) -> list[str]:

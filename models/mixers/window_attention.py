@@ -26,7 +26,7 @@ class WindowAttention(nn.Module):
         self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window - 1) ** 2, heads))
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
-        self._index = relative_position_index(window)
+        self._index = torch.from_numpy(relative_position_index(window))  # an array would be wrapped anew in each call
 
     def forward(self, x: Tensor, shift: int = 0) -> Tensor:
         out: Tensor = self.proj(self.attend(self.qkv(x), shift))
@@ -44,7 +44,7 @@ class WindowAttention(nn.Module):
     def bias(self) -> Tensor:
         """(heads, window^2, window^2), added to the logits."""
         tokens = self.window * self.window
-        picked = self.relative_position_bias_table[torch.from_numpy(self._index)]
+        picked = self.relative_position_bias_table[self._index]
         return picked.reshape(tokens, tokens, self.heads).permute(2, 0, 1)
 
 
