@@ -7,6 +7,7 @@ from .affine_after_pooling import AffineAfterPooling
 from .affine_to_depthwise_conv import AffineToDepthwiseConv
 from .attach_plugin import AttachPlugin
 from .base import Pass
+from .centre_residuals import CentreResiduals
 from .clean_up import CleanUp
 from .compose_channel_mixing import ComposeChannelMixing
 from .distribute_splits import DistributeSplits
@@ -24,6 +25,7 @@ from .residuals_to_channels_first import ResidualsToChannelsFirst
 from .resize_spectral_filters import ResizeSpectralFilters
 from .square_by_product import SquareByProduct
 from .static_reshapes import StaticReshapes
+from .write_out_layer_norm import WriteOutLayerNorm
 
 _FIRST: tuple[Pass, ...] = (
     StaticReshapes(),
@@ -63,6 +65,10 @@ PORTABLE: tuple[Pass, ...] = (
 
 OPENVINO: tuple[Pass, ...] = (
     *_FIRST,
+    FoldScales(),  # layer scales, so that what is added to a stream is a layer's result
+    ResidualsToChannelsFirst(norms_only=True),
+    CentreResiduals(),
+    WriteOutLayerNorm(),
     *_FOLDED,
     LinearToPointwiseConv(),
     MergeTransposes(),

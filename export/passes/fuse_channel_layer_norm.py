@@ -16,11 +16,15 @@ TO_NCHW = (0, 3, 1, 2)
 
 
 @dataclass(frozen=True)
-class _Match:
+class ChannelNorm:
+    """weight * (x - mean) / sqrt(var + epsilon) + bias over axis 1 of x."""
+
     x: ir.Value
     weight: ir.Value
     bias: ir.Value
     epsilon: float
+    readers: tuple[ir.Node, ...]
+    """The nodes of the chain that read x."""
 
 
 @dataclass(frozen=True)
@@ -34,19 +38,20 @@ class FuseChannelLayerNorm(Pass):
     def rewrite(self, model: ir.Model) -> int:
         rewrites = 0
         for node in list(model.graph):
-            if node.op_type == "Add" and (match := _match(node)) is not None:
+            if node.op_type == "Add" and (match := match_channel_norm(node)) is not None:
                 _fuse(node, match)
                 rewrites += 1
         return rewrites
 
     def ensures(self, graph: ir.Graph) -> str | None:
         for node in graph:
-            if node.op_type == "Add" and _match(node) is not None:
+            if node.op_type == "Add" and match_channel_norm(node) is not None:
                 return f"{node.name} of {module_of(node)} is still a written-out norm"
         return None
 
 
-def _match(add: ir.Node) -> _Match | None:
+def match_channel_norm(add: ir.Node) -> ChannelNorm | None:
+    """The norm whose last node this is, or None."""
     scaled, bias = computed_and_constant(add, "Add")
     divided, weight = computed_and_constant(_maker(scaled), "Mul")
     division = producer(divided, "Div")
@@ -67,7 +72,8 @@ def _match(add: ir.Node) -> _Match | None:
     if eps is None or not (_per_channel(weight, x) and _per_channel(bias, x)):
         no_match("epsilon is not constant, or weight and bias are not one number for each channel of NCHW", add)
         return None
-    return _Match(x, weight, bias, eps)
+    mean = producer(difference.inputs[1], "ReduceMean")
+    return ChannelNorm(x, weight, bias, eps, (difference, *([] if mean is None else [mean])))
 
 
 def _per_channel(value: ir.Value, x: ir.Value) -> bool:
@@ -79,7 +85,7 @@ def _per_channel(value: ir.Value, x: ir.Value) -> bool:
     return array.size == channels and array.ndim >= 3 and array.shape[-3:] == (channels, 1, 1)
 
 
-def _fuse(add: ir.Node, match: _Match) -> None:
+def _fuse(add: ir.Node, match: ChannelNorm) -> None:
     build = Builder(add)
     shape = match.x.shape
     nhwc = None if shape is None else [shape[axis] for axis in TO_NHWC]

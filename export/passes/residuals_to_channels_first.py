@@ -12,6 +12,7 @@ from ..graph import Builder, constant, float_type, only_use, permutation, produc
 from .base import Pass
 from .fuse_channel_layer_norm import TO_NCHW, TO_NHWC
 from .linear_to_pointwise_conv import linear_layer
+from .streams import sums_that_only_norms_read
 
 
 @dataclass(frozen=True)
@@ -24,16 +25,20 @@ class ResidualsToChannelsFirst(Pass):
     convolution, which stays in that layout. Afterwards no residual sum reads a Transpose to NHWC.
     """
 
+    norms_only: bool = False
+    """Only streams that nothing but norms reads, which `CentreResiduals` can take the means out of."""
+
     def rewrite(self, model: ir.Model) -> int:
         rewrites = 0
+        chosen = sums_that_only_norms_read(model.graph) if self.norms_only else None
         for node in list(model.graph):
-            if _is_residual(node):
+            if _is_residual(node) and (chosen is None or node in chosen):
                 _turn(node)
                 rewrites += 1
         return rewrites
 
     def ensures(self, graph: ir.Graph) -> str | None:
-        for node in graph:
+        for node in () if self.norms_only else graph:
             if _is_residual(node):
                 return f"{node.name} still adds channels-last maps"
         return None
