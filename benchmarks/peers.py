@@ -66,9 +66,13 @@ class Candidate:
         return {"slim.onnx": "onnxslim", "sim.onnx": "onnxsim"}.get(self.file, "")
 
 
+LOWERED_PORTABLE = Candidate("portable in OpenVINO, bf16", "openvino", "bf16", "portable.onnx", ours=True)
+"""What `--target auto` has beside the file's own precision; not for models that cluster, which stays in float32."""
+
 CANDIDATES = (
     Candidate("portable in ONNX Runtime", "onnxruntime", "fp32", "portable.onnx", ours=True),
     Candidate("portable in OpenVINO", "openvino", "fp32", "portable.onnx", ours=True),
+    LOWERED_PORTABLE,
     Candidate("--target openvino", "openvino", "fp32", "openvino.onnx", ours=True),
     Candidate("--target openvino --bf16", "openvino", "bf16", "openvino.bf16.onnx", ours=True),
     Candidate("eager", "eager", "fp32"),
@@ -167,8 +171,9 @@ def _in_onnxruntime(candidate: Candidate, load: Load, folder: Path, threads: int
 
 
 def _in_openvino(candidate: Candidate, load: Load, folder: Path, threads: int) -> Run:
-    # Ours says its precision in the file; a float32 file is lowered as a whole.
-    hint: openvino.Hint = "bf16" if candidate.precision == "bf16" and not candidate.ours else "f32"
+    # A file that says its precision runs as it is written; a float32 file is lowered as a whole.
+    lowers = candidate.precision == "bf16" and ".bf16." not in candidate.file
+    hint: openvino.Hint = "bf16" if lowers else "f32"
     session = openvino.open_session(folder / candidate.file, threads=threads, hint=hint)
     return lambda batch: session(batch)[0]
 

@@ -35,7 +35,7 @@ def scaling() -> ModuleType:
 def row(candidate: str, ms: float | None, *, ours: bool = False, model: str = "m", batch: int = 1) -> dict[str, object]:
     return {
         "model": model, "resolution": "224x224", "batch": batch, "candidate": candidate, "runtime": "r",
-        "precision": "fp32", "ours": ours, "median_ms": ms, "p90_ms": ms, "over_portable": None,
+        "precision": "fp32", "ours": ours, "runs": 30, "median_ms": ms, "p90_ms": ms, "over_portable": None,
         "max_error": 1e-6, "rms_error": 1e-7, "failure": "" if ms else "it broke",
     }  # fmt: skip
 
