@@ -57,7 +57,8 @@ def markdown(report: Mapping[str, Any]) -> str:
 def heading(report: Mapping[str, Any]) -> str:
     """When, on what and with which versions."""
     packages = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
-    return f"{report['date']}, {report['machine']}, {report['threads']} threads, up to {report['rounds']} timed runs; {packages}"
+    timed = f"{report['threads']} threads, up to {report['rounds']} timed runs"
+    return f"{report['date']}, {report['machine']}, {timed}; {packages}"
 
 
 def ratio_table(report: Mapping[str, Any]) -> str:
