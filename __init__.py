@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .models import create_model
     from .options import ExportOptions
     from .pipeline import run_export as export_model
-    from .runtime.onnxruntime import load_engine
+    from .runtime.engine import load_engine
     from .runtime.parity import compare
 
 __all__ = ["ExportOptions", "__version__", "compare", "create_model", "export_model", "load_engine"]
@@ -25,7 +25,7 @@ _LAZY = {
     "ExportOptions": (".options", "ExportOptions"),
     # Not "export": that is the subpackage, and which of the two a caller got would depend on import order.
     "export_model": (".pipeline", "run_export"),
-    "load_engine": (".runtime.onnxruntime", "load_engine"),
+    "load_engine": (".runtime.engine", "load_engine"),
     "compare": (".runtime.parity", "compare"),
 }
 

@@ -15,7 +15,6 @@ from ..artifacts import Precision
 from ..errors import InputError, MissingDependencyError
 from ..export.serialize import ModelFile
 from .memory import trim
-from .threads import available_threads
 
 try:
     import onnxruntime as ort
@@ -31,7 +30,7 @@ _PROVIDER = "CPUExecutionProvider"
 _ERRORS_ONLY = 3
 _INPUT_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 _INDICES = "tensor(int64)"
-_LOAD_ERRORS = (
+LOAD_ERRORS = (
     state.Fail,
     state.InvalidArgument,
     state.InvalidGraph,
@@ -109,23 +108,3 @@ def open_session(model: ModelFile | Path, *, threads: int, fuse: bool = True) ->
     if len(images) != 1 or types[0] not in _INPUT_TYPES:
         raise InputError(f"expected one input of float32 or float16, got {', '.join(types) or 'none'}.")
     return Session(session, inputs[0].name, np.dtype(_INPUT_TYPES[types[0]]), weights)
-
-
-def load_engine(path: str | Path, *, threads: int | None = None) -> Session:
-    """Load an exported model for inference.
-
-    Args:
-        path: an output folder of this tool (its model.onnx is taken) or an .onnx file.
-        threads: None takes all cores this process may use.
-
-    Raises:
-        InputError: there is no such file, or it is no model that ONNX Runtime can load.
-    """
-    path = Path(path)
-    file = path / "model.onnx" if path.is_dir() else path
-    if not file.is_file():
-        raise InputError(f"{file} does not exist; give an output folder of metaformer-export or an .onnx file.")
-    try:
-        return open_session(file, threads=threads or available_threads())
-    except (InputError, *_LOAD_ERRORS) as error:
-        raise InputError(f"{file} cannot be run by ONNX Runtime on the CPU: {str(error).splitlines()[0]}") from error

@@ -16,12 +16,12 @@ import pytest
 import support
 from torch import nn
 
-from metaformer_export import timing
+from metaformer_export import load_engine, timing
 from metaformer_export.artifacts import BenchRow, Candidate, ParityReport, Traced
 from metaformer_export.calibration.images import load_images
 from metaformer_export.candidates import Contender, choose, judge_candidates
 from metaformer_export.cli import main
-from metaformer_export.errors import MissingDependencyError
+from metaformer_export.errors import InputError, MissingDependencyError
 from metaformer_export.export.lower import lower
 from metaformer_export.export.serialize import serialize
 from metaformer_export.options import ExportOptions
@@ -142,6 +142,33 @@ def test_target_openvino_decides_with_openvino_too(here: Path, precision: str) -
     assert {row["runtime"] for row in bench["results"]} == {"eager", OPENVINO}
     assert bench["choice"]["runtime"] == OPENVINO
     assert bench["speedup_over_eager"] == pytest.approx(bench["choice"]["speedup_over_eager"])
+
+    x = support.image(2, 3, 64, 64)
+    chosen = load_engine("out")
+    assert isinstance(chosen, openvino.Session)
+    assert ("bf16" in chosen.executed) == low
+    if low:
+        with pytest.raises(InputError, match="cannot be run by ONNX Runtime"):
+            load_engine("out", runtime="onnxruntime")
+    else:
+        other = load_engine("out", runtime="onnxruntime")(x)[0]
+        assert support.relative_error(chosen(x)[0], other) <= 1e-4
+
+
+def test_an_engine_without_a_choice_is_onnx_runtimes(here: Path) -> None:
+    assert main([*SMALL, "--target", "onnx"]) == 0
+    x = support.image(2, 3, 64, 64)
+    want = load_engine("out/model.onnx")(x)[0]
+    assert np.array_equal(load_engine("out")(x)[0], want)
+    assert isinstance(load_engine("out", runtime="openvino"), openvino.Session)
+    manifest = Path("out", "manifest.json")
+    manifest.write_text(manifest.read_text("utf-8").replace('"choice": {', '"choice": null, "was": {'), "utf-8")
+    assert np.array_equal(load_engine("out")(x)[0], want)
+    manifest.write_text("{", "utf-8")
+    with pytest.raises(InputError, match=r"manifest.json is damaged.*give the .onnx file"):
+        load_engine("out")
+    with pytest.raises(InputError, match="unknown runtime 'tensorrt'"):
+        load_engine("out", runtime="tensorrt")  # type: ignore[arg-type]
 
 
 def test_target_openvino_with_float16_is_refused_before_any_work(

@@ -22,7 +22,8 @@ from metaformer_export.export.precision import convert
 from metaformer_export.export.serialize import apart, serialize, skeleton
 from metaformer_export.export.trace import trace
 from metaformer_export.models.family import BuildOptions
-from metaformer_export.runtime.onnxruntime import load_engine, open_session
+from metaformer_export.runtime.engine import load_engine
+from metaformer_export.runtime.onnxruntime import open_session
 
 X = support.image(2, 3, 224, 224)
 
