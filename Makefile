@@ -3,6 +3,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --disable-pip-version-check --quiet -c constraints.txt
 
+FIGURES = docs/performance
+
 .PHONY: demo test test-all check format bench coverage wheel clean
 
 demo: $(VENV)/.run  ## install what an export needs and export hornet_t
@@ -24,8 +26,12 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.bench  ## what exports write against their peers, half an hour on a quiet machine; then the mixer ops
-	$(BIN)/python benchmarks/portable.py --batch 1 --batch 8 --out docs/figures.json
+bench: $(VENV)/.bench  ## every figure of docs/performance.md, two hours on a quiet machine; then the mixer ops
+	$(BIN)/python benchmarks/portable.py --batch 1 --batch 8 --out $(FIGURES)/portable.json
+	$(BIN)/python benchmarks/passes.py --out $(FIGURES)/passes.json
+	$(BIN)/python benchmarks/scaling.py --out $(FIGURES)/scaling.json
+	$(BIN)/python benchmarks/export_time.py --out $(FIGURES)/export_time.json
+	$(BIN)/python benchmarks/document.py
 	$(BIN)/python benchmarks/mixer_ops.py
 
 coverage: $(VENV)/.run  ## every variant through the export, an hour or two; goes on where it was

@@ -29,6 +29,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import click
+from chosen import LARGE, MODELS
 
 from metaformer_export.report import versions
 from metaformer_export.runtime.bench import machine
@@ -209,15 +210,15 @@ def _stage_cell(row: Row, stage: str) -> str:
 
 
 @click.command()
-@click.argument("models", nargs=-1, required=True)
+@click.argument("models", nargs=-1)
 @click.option("--option", "options", multiple=True, help="Passed on to metaformer-export; may be repeated.")
 @click.option("--out", type=click.Path(path_type=Path), help="Also write the report as JSON.")
 def main(models: tuple[str, ...], options: tuple[str, ...], out: Path | None) -> None:
-    """Export MODELS one after the other and say what each stage took."""
+    """Export MODELS (one tiny and one large one of each family if none is named), and say what each stage took."""
     report = Report(
         datetime.now(UTC).date().isoformat(), machine(), available_threads(), versions(), options, imports()
     )
-    for model in models:
+    for model in models or (*MODELS, *LARGE):
         click.echo(f"{model}:", err=True)
         report.rows.append(measure(model, options, report.import_bytes))
         if out is not None:  # after each, because an export takes minutes

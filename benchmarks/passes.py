@@ -21,6 +21,7 @@ from pathlib import Path
 
 import click
 import numpy as np
+from chosen import MODELS
 from peers import Array, Candidate
 from serving import Running, interleaved, started
 
@@ -144,16 +145,16 @@ def markdown(report: Report) -> str:
 
 
 @click.command()
-@click.argument("models", nargs=-1, required=True)
-@click.option("--runtime", "runtimes", type=click.Choice(sorted(FORM_OF)), multiple=True, help="Default: onnxruntime.")
+@click.argument("models", nargs=-1)
+@click.option("--runtime", "runtimes", type=click.Choice(sorted(FORM_OF)), multiple=True, help="Default: all.")
 @click.option("--rounds", type=int, default=20, show_default=True, help="Timed rounds.")
 @click.option("--threads", type=int, default=available_threads(), help="For every variant.")
 @click.option("--out", type=click.Path(path_type=Path), help="JSON; the table goes beside it as Markdown.")
 def main(models: tuple[str, ...], runtimes: tuple[str, ...], rounds: int, threads: int, out: Path | None) -> None:
-    """Time MODELS with each pass of their form left out."""
+    """Time MODELS (one of each family if none is named) with each pass of their form left out."""
     report = Report(datetime.now(UTC).date().isoformat(), bench.machine(), threads, versions())
-    for name in models:
-        for runtime in runtimes or ("onnxruntime",):
+    for name in models or MODELS:
+        for runtime in runtimes or FORM_OF:
             report.rows += measure(name, runtime, rounds, threads)
             if out is not None:
                 out.write_text(json.dumps(asdict(report), indent=2) + "\n", encoding="utf-8")

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The portable file against what a user would otherwise run, side by side.
 
-    python benchmarks/portable.py hornet_t hornet_t_gf --batch 1 --batch 8 --out docs/figures.json
+    python benchmarks/portable.py hornet_t hornet_t_gf --batch 1 --batch 8 --out figures.json
 
 Peers: eager, torch.compile in float32 and under bfloat16 autocast, torch's own ONNX export of the same
 eager model in ONNX Runtime and in OpenVINO, and that export after onnxslim and onnxsim.
@@ -21,29 +21,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import click
+from chosen import MODELS
 from peers import CANDIDATES, FILES, LOWERED_PORTABLE, Array, Candidate, make_file
 from serving import RUNS, Running, in_a_process, interleaved, started
 from summary import markdown
 
 from metaformer_export.artifacts import ModelSpec
 from metaformer_export.calibration.images import load_images
+from metaformer_export.models import registry
 from metaformer_export.models.loading import load_model
 from metaformer_export.report import versions
 from metaformer_export.runtime import bench, parity
 from metaformer_export.runtime.threads import available_threads
 
-MODELS = (
-    "hornet_t",
-    "hornet_t_gf",
-    "focalnet_t",
-    "poolformer_s12",
-    "caformer_s18",
-    "boat_swin_t",
-    "boat_cswin_t",
-    "acmix_swin_t",
-    "acmix_r26",
-)
-"""One small model of each family, and HorNet with both kinds of filter."""
 _FEWEST = 6
 """Rounds at any batch."""
 CLUSTERING = ("boat_swin", "boat_cswin")
@@ -144,7 +134,7 @@ def _rows(spec: ModelSpec, x: Array, running: list[Running], rounds: int) -> lis
 def _row(spec: ModelSpec, batch: int, candidate: Candidate, failure: str = "") -> Row:
     size = "x".join(str(side) for side in spec.image_size)
     return Row(
-        spec.name,
+        registry.find(spec.name)[1].short_name,
         size,
         batch,
         candidate.name,
@@ -174,7 +164,7 @@ def _judged(row: Row, spec: ModelSpec, want: Array, got: Array) -> str:
 @click.option("--precision", "precisions", type=click.Choice(["fp32", "bf16"]), multiple=True, help="Default: all.")
 @click.option("--peer", "only", multiple=True, help="Part of a candidate's name; may be repeated. Default: all.")
 @click.option(
-    "--rounds", type=int, default=15, show_default=True, help=f"Of {RUNS} timed runs each; fewer at large batches."
+    "--rounds", type=int, default=30, show_default=True, help=f"Of {RUNS} timed runs each; fewer at large batches."
 )
 @click.option("--threads", type=int, default=available_threads(), help="For every candidate.")
 @click.option("--out", type=click.Path(path_type=Path), help="JSON; the tables go beside it as Markdown.")

@@ -20,8 +20,9 @@ from typing import Any
 
 import click
 import numpy as np
+from chosen import MODELS
 from peers import CANDIDATES
-from portable import MODELS, Report, Row, measure
+from portable import Report, Row, measure
 from summary import heading
 
 from metaformer_export.errors import ImageSizeError
