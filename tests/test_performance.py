@@ -87,3 +87,13 @@ def test_growth_is_the_exponent_of_a_power_law(scaling: ModuleType, tmp_path: Pa
     assert f"| m | {name} | 10.0 | 40.0 | 1.00 |" in table
     scaling.draw(report, tmp_path / "plot.svg")
     assert (tmp_path / "plot.svg").read_text("utf-8").count("<path") > 20
+
+
+def test_the_documents_show_the_committed_figures() -> None:
+    document = importlib.import_module("document")
+    shown = 0
+    for path in document.DOCUMENTS:
+        text = path.read_text("utf-8")
+        assert document.filled(text) == text, f"{path.name}: run benchmarks/document.py"
+        shown += text.count("<!-- begin ")
+    assert shown >= 6
