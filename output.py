@@ -22,6 +22,8 @@ MANIFEST = "manifest.json"
 TOOL = "metaformer-export"
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
+_NO_UNNAMED_FILES = (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL)
+"""How a file system or kernel without unnamed files refuses one."""
 
 
 def check_output(folder: Path) -> dict[str, Any] | None:
@@ -38,7 +40,7 @@ def check_output(folder: Path) -> dict[str, Any] | None:
         ancestor = next(each for each in folder.absolute().parents if each.exists())
         if not ancestor.is_dir():
             raise OutputError(f"output {folder} lies below {ancestor}, which is a file.")
-        Path(tempfile.mkdtemp(prefix=_staging_prefix(folder), dir=ancestor)).rmdir()
+        _try_to_write(folder, ancestor)
     except OSError as error:
         raise OutputError(f"output folder {folder} cannot be written: {error.strerror}.") from error
     return old
@@ -73,6 +75,18 @@ def staged(folder: Path) -> Iterator[Path]:
         _remove(staging, made)
         raise
     _remove(staging, [])
+
+
+def _try_to_write(folder: Path, ancestor: Path) -> None:
+    """OSError if nothing can be made below `ancestor`. A file without a name, so that a kill leaves nothing."""
+    with contextlib.suppress(FileNotFoundError):
+        (ancestor / f"{_staging_prefix(folder)}________").stat()  # too long a name, for one
+    try:
+        os.close(os.open(ancestor, os.O_TMPFILE | os.O_WRONLY))
+    except (AttributeError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in _NO_UNNAMED_FILES:
+            raise
+        Path(tempfile.mkdtemp(prefix=_staging_prefix(folder), dir=ancestor)).rmdir()
 
 
 def _replaceable(folder: Path) -> dict[str, Any] | None:
