@@ -17,7 +17,6 @@ def summary() -> ModuleType:
 
 @pytest.fixture(scope="module")
 def scaling() -> ModuleType:
-    pytest.importorskip("matplotlib")
     return importlib.import_module("scaling")
 
 
