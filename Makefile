@@ -26,7 +26,7 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.bench  ## every figure of docs/performance.md, two hours on a quiet machine; then the mixer ops
+bench: $(VENV)/.bench  ## every figure of docs/performance.md, hours on a quiet machine; then the mixer ops
 	$(BIN)/python benchmarks/portable.py --batch 1 --batch 8 --out $(FIGURES)/portable.json
 	$(BIN)/python benchmarks/passes.py --out $(FIGURES)/passes.json
 	$(BIN)/python benchmarks/scaling.py --out $(FIGURES)/scaling.json
