@@ -38,7 +38,7 @@ Array = NDArray[np.float32]
 Run = Callable[[Array], Array]
 Load = Callable[[], nn.Module]
 
-_SETTLE_S = 0.01
+_SETTLE_S = 0.06
 _MIXER_OPS = (feature_space_attention, global_filter, local_attention)
 
 
