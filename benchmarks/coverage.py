@@ -118,7 +118,7 @@ def _alone(file: ModelFile, model: ir.Model, eager: EagerDecisions, images: Imag
     """How far an image's output in a batch of three is from its output alone, over the spread."""
     nodes = decisions(model.graph)
     outputs, orders = eager(images.batch)
-    session = Clusterings(lambda: model, available_threads()).follow() if nodes else _open(file)
+    session = Clusterings(lambda: model, available_threads()).open()[0] if nodes else _open(file)
     given = [{node: orders[node][i : i + 1] for node in nodes} for i in range(IMAGES)]
     whole = session(images.batch, {node: orders[node] for node in nodes})[0]
     single = [session(images.batch[i : i + 1], given[i])[0] for i in range(IMAGES)]

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from ..export.graph import RESULT_OF, module_of
+from ..export.graph import RESULT_OF, Builder, module_of
 from ..export.ops.balanced_clustering.op import OP_TYPE
 from ..export.serialize import apart
 from ..models.mixers.feature_space_attention import CLUSTER, OVERLAP, BalancedClustering
@@ -38,31 +38,32 @@ class Clusterings:
     threads: int
     load: OpenSession = open_session
 
-    def observe(self) -> tuple[Session, tuple[str, ...]]:
-        """The graph with its decisions as further outputs, after its own, and their modules in that order."""
+    def open(self) -> tuple[Session, tuple[str, ...]]:
+        """The graph with its decisions laid open, and the modules that make them.
+
+        Each is a further input, named after its module: the order to go on with, or `undecided`, which leaves
+        it to the graph. The orders that the graph itself makes, each after those before it, are further outputs.
+        """
         model = self.graph().clone()
         made = decisions(model.graph)
         for module, value in made.items():
-            value.name = module
-            model.graph.outputs.append(value)
-        return self._open(model), tuple(made)
-
-    def follow(self) -> Session:
-        """The graph with its decisions as further inputs, named after their modules.
-
-        Those that it would make itself, each after the given ones before it, are further outputs.
-        """
-        model = self.graph().clone()
-        for module, value in decisions(model.graph).items():
             given = ir.val(module, ir.DataType.INT64, value.shape)
             model.graph.inputs.append(given)
-            ir.convenience.replace_all_uses_with(value, given)
-            value.name = f"{module}.own"
+            readers = [use.node for use in value.uses()]
+            build = Builder(next(node for node in model.graph if node in readers))
+            missing = build.value("Less", [given, build.constant(f"{module}.none", np.array(0))])
+            taken = build.value("Where", [missing, value, given], like=value)
+            for node in readers:
+                for i, source in enumerate(node.inputs):
+                    if source is value:
+                        node.replace_input_with(i, taken)
             model.graph.outputs.append(value)
-        return self._open(model)
+        return self.load(apart(model), threads=self.threads), tuple(made)
 
-    def _open(self, model: ir.Model) -> Session:
-        return self.load(apart(model), threads=self.threads)
+
+def undecided(orders: Orders) -> Orders:
+    """What leaves every decision to the graph."""
+    return {module: np.full_like(order, -1) for module, order in orders.items()}
 
 
 def decisions(graph: ir.Graph) -> dict[str, ir.Value]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ..artifacts import ClusterAgreement, NodeAgreement, OutputParity, ParityReport, Precision
 from ..calibration.images import ImageSet
 from ..progress import Step, untold
-from .clustering import Clusterings, Orders, agreement, lent_agreement
+from .clustering import Clusterings, Orders, agreement, lent_agreement, undecided
 from .parity import BATCHES, THRESHOLDS, Outputs, chunks_of, joined, judge, measure, worst
 
 Decide = Callable[[NDArray[np.float32]], tuple[Outputs, Orders]]
@@ -120,18 +120,17 @@ def _judge_node(node: NodeAgreement, least: Least) -> list[str]:
 
 
 def _run(clusterings: Clusterings, batches: Sequence[_Batch]) -> list[_Runs]:
-    """One candidate over all batches; each of its two forms is opened once, and one at a time."""
-    observing, nodes = clusterings.observe()
-    free = [[observing(chunk) for chunk in batch.chunks] for batch in batches]
-    del observing
-    following = clusterings.follow()
-    same = [
-        [
-            following(chunk, {node: orders[node] for node in nodes})
+    """One candidate over all batches."""
+    session, nodes = clusterings.open()
+
+    def outputs(batch: _Batch, given: Callable[[Orders], Orders]) -> list[Outputs]:
+        return [
+            session(chunk, given({node: orders[node] for node in nodes}))
             for chunk, orders in zip(batch.chunks, batch.orders, strict=True)
         ]
-        for batch in batches
-    ]
+
+    free = [outputs(batch, undecided) for batch in batches]
+    same = [outputs(batch, dict) for batch in batches]
     return [_compared(*each, nodes) for each in zip(batches, free, same, strict=True)]
 
 

@@ -70,7 +70,7 @@ def test_the_exported_graph_gives_an_image_the_same_alone_and_in_batches_of_2_an
     graph = lower(trace(model, support.spec_for(kind, x.shape[2:])), "portable").model
     (want,), orders = EagerDecisions(model)(x)
     # Where rounding decides a clustering, eager's is given: what is left is what a batch could mix up.
-    session = Clusterings(lambda: graph, 2).follow()
+    session, _ = Clusterings(lambda: graph, 2).open()
     assert set(decisions(graph.graph)) == {node for node, order in orders.items() if order.shape[-1] > 49}
 
     def run(start: int, stop: int) -> np.ndarray:

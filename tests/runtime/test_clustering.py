@@ -18,7 +18,14 @@ from metaformer_export.export.lower import lower
 from metaformer_export.export.precision import convert
 from metaformer_export.export.serialize import serialize
 from metaformer_export.runtime import parity
-from metaformer_export.runtime.clustering import Clusterings, EagerDecisions, agreement, decisions, lent_agreement
+from metaformer_export.runtime.clustering import (
+    Clusterings,
+    EagerDecisions,
+    agreement,
+    decisions,
+    lent_agreement,
+    undecided,
+)
 from metaformer_export.runtime.clustering_parity import LEAST, weigh
 from metaformer_export.runtime.observe import rounded
 from metaformer_export.runtime.onnxruntime import open_session
@@ -71,10 +78,14 @@ def test_every_clustering_is_found_by_its_module(lowered: Lowered, eager: EagerD
 
 def test_a_graph_follows_the_clusters_it_is_given(lowered: Lowered, eager: EagerDecisions, images: ImageSet) -> None:
     want, orders = eager(images.batch)
-    session = Clusterings(lambda: lowered.model, 2).follow()
+    session, _ = Clusterings(lambda: lowered.model, 2).open()
     output, *own = session(images.batch, orders)
     assert support.relative_error(output, want[0]) <= 1e-5
     assert [order.shape for order in own] == [order.shape for order in orders.values()]
+    (free,) = open_session(serialize(lowered.model), threads=2)(images.batch)
+    alone, *made = session(images.batch, undecided(orders))
+    assert support.relative_error(alone, free) <= 1e-6
+    assert np.array_equal(made[0], own[0]), "nothing is given before the first"
     random = np.random.default_rng(0)
     other = {node: random.permuted(order, axis=-1) for node, order in orders.items()}
     assert support.relative_error(session(images.batch, other)[0], want[0]) > 0.01

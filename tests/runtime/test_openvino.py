@@ -128,7 +128,7 @@ def test_a_bfloat16_file_keeps_its_clusterings_in_float32_and_a_hint_would_not(
 
 def test_clusterings_can_be_given(boat: Lowered, small_boat: nn.Module) -> None:
     want, orders = EagerDecisions(small_boat)(X)
-    session = Clusterings(lambda: boat.model, 2, open_session).follow()
+    session, _ = Clusterings(lambda: boat.model, 2, open_session).open()
     output, *own = session(X, orders)
     assert support.relative_error(output, want[0]) <= 1e-4
     assert [order.shape for order in own] == [order.shape for order in orders.values()]
