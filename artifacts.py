@@ -240,7 +240,7 @@ class BenchReport:
     """Latencies measured side by side in one run.
 
     Attributes:
-        iterations: timed rounds, the fewest over the batch sizes.
+        iterations: timed runs of each, the fewest over the batch sizes.
         unstable: why the figures should not be relied on; "" if nothing speaks against them.
         speedup_over_eager: of the delivered model.onnx in its precision at the first batch size, in ONNX Runtime
             if that was timed, else in OpenVINO; None where neither could run it.

@@ -47,30 +47,38 @@ def check_output(folder: Path) -> dict[str, Any] | None:
 
 
 @contextlib.contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Turns an OSError (a full disk, for instance) into an OutputError that names the folder."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(f"output folder {folder} cannot be written: {error.strerror or error}.") from error
+
+
+@contextlib.contextmanager
 def staged(folder: Path) -> Iterator[Path]:
     """A new folder beside `folder` to write into; put in its place when the block ends well.
 
     A kill at any moment leaves either the old folder or the new one at `folder` (where the system
     has no atomic exchange of two names, the next run restores the old one); what a killed run left
-    beside it is removed by the next. An OSError (a full disk, for instance) becomes an OutputError,
-    and nothing is left behind.
+    beside it is removed by the next. After an error nothing is left behind.
     """
     named, folder = folder, _absolute(folder)
     made: list[Path] = []
     staging: Path | None = None
     try:
-        made = _make_parents(folder.parent)
-        _tidy(folder)
-        staging = Path(tempfile.mkdtemp(prefix=_staging_prefix(folder), dir=folder.parent))
-        with _held(staging):
-            staging.chmod(0o755)  # mkdtemp's 0700 would keep a server's user out
+        with contextlib.ExitStack() as stack:
+            with writing(named):
+                made = _make_parents(folder.parent)
+                _tidy(folder)
+                staging = Path(tempfile.mkdtemp(prefix=_staging_prefix(folder), dir=folder.parent))
+                stack.enter_context(_held(staging))
+                staging.chmod(0o755)  # mkdtemp's 0700 would keep a server's user out
             yield staging
-            _sync(staging)
-            _replaceable(folder)
-            _put_in_place(staging, folder)
-    except OSError as error:
-        _remove(staging, made)
-        raise OutputError(f"output folder {named} cannot be written: {error.strerror or error}.") from error
+            with writing(named):
+                _sync(staging)
+                _replaceable(folder)
+                _put_in_place(staging, folder)
     except BaseException:
         _remove(staging, made)
         raise

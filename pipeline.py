@@ -16,9 +16,9 @@ from .export.trace import DEFAULT_OPSET, trace
 from .models.checkpoints import Checkpoint
 from .models.loading import LoadedModel, load_model
 from .options import ExportOptions
-from .output import MANIFEST, check_output, staged
+from .output import MANIFEST, check_output, staged, writing
 from .progress import Progress, Silent
-from .proving import File, judge_of, prove
+from .proving import File, judge_of, prove, written
 from .report import manifest_of, to_html, to_json
 from .request import default_folder, model_name, recognised, resolved
 from .timing import time_candidates
@@ -44,15 +44,19 @@ def run_export(options: ExportOptions, progress: Progress | None = None) -> Expo
         progress.note(text)
     lowered = _lower(loaded, options, progress)
     judge = judge_of(loaded.module, lowered[0], images)
-    files, proof = prove(lowered, judge, options, progress)
-    contenders = judge_candidates(files[0], proof, judge, options, progress)
-    timing = time_candidates(loaded.module, contenders, proof, images, options, progress)
-    closing = remarks.closing_notes(proof, timing, options)
-    for text in (*closing, *remarks.replacement_notes(replaced, loaded.spec, options)):
-        notes.append(text)
-        progress.note(text)
-    result = ExportResult(folder, loaded.spec, options.precision, proof, timing, Manifest({}), tuple(notes))
-    return _write(result, files, images, options, progress)
+    with staged(folder) as staging:
+        with writing(folder):
+            files, beyond = written(lowered, images, staging, options, progress)
+        proof = prove(files, beyond, judge, options, progress)
+        contenders = judge_candidates(files[0], proof, judge, options, progress)
+        timing = time_candidates(loaded.module, contenders, proof, images, options, progress)
+        closing = remarks.closing_notes(proof, timing, options)
+        for text in (*closing, *remarks.replacement_notes(replaced, loaded.spec, options)):
+            notes.append(text)
+            progress.note(text)
+        result = ExportResult(folder, loaded.spec, options.precision, proof, timing, Manifest({}), tuple(notes))
+        with writing(folder):
+            return _report(result, files, images, options, staging, progress)
 
 
 def _load(
@@ -89,12 +93,16 @@ def _lower(loaded: LoadedModel, options: ExportOptions, progress: Progress) -> t
     return lowered
 
 
-def _write(
-    result: ExportResult, files: tuple[File, ...], images: ImageSet, options: ExportOptions, progress: Progress
+def _report(
+    result: ExportResult,
+    files: tuple[File, ...],
+    images: ImageSet,
+    options: ExportOptions,
+    staging: Path,
+    progress: Progress,
 ) -> ExportResult:
-    with progress.stage("write") as done, staged(result.folder) as staging:
-        for file in files:
-            file.data.write(staging / file.name)
+    """The reports beside the files."""
+    with progress.stage("write") as done:
         (staging / "parity.json").write_text(to_json(result.parity), encoding="utf-8")
         (staging / "bench.json").write_text(to_json(result.bench), encoding="utf-8")
         (staging / "report.html").write_text(to_html(result), encoding="utf-8")

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 import onnx_ir as ir
 from torch import nn
@@ -15,7 +16,7 @@ from .artifacts import Converted, Lowered, ModelSpec, OutOfRange, ParityReport, 
 from .calibration.images import ImageSet
 from .export.lower import check
 from .export.precision import convert, out_of_range
-from .export.serialize import ModelFile, apart, skeleton
+from .export.serialize import ModelFile, apart, data_path, left_on_disk, skeleton
 from .options import ExportOptions
 from .progress import Progress, Step, untold
 from .runtime import clustering_parity, onnxruntime, openvino, parity
@@ -29,21 +30,30 @@ _FILES = {"portable": "model.onnx", "openvino": "model.onnx", "plugin": "model.p
 
 @dataclass(frozen=True)
 class File:
-    """One graph of the output folder. What is proved and timed is `data`, and `data` is what is written; only
-    bfloat16 is proved by its rounded graph, because ONNX Runtime's CPU cannot run it, and by itself in OpenVINO.
+    """One graph of the output folder, written at `path`, and that file is what is proved and timed; only bfloat16
+    is proved by its rounded graph, because ONNX Runtime's CPU cannot run it, and by itself in OpenVINO.
     """
 
-    name: str
+    path: Path
     lowered: Lowered
     converted: Converted
-    data: ModelFile
+
+    @property
+    def name(self) -> str:
+        """Of the .onnx file."""
+        return self.path.name
+
+    @property
+    def large(self) -> bool:
+        """Whether only one session of it is opened at a time: its weights lie beside the graph."""
+        return data_path(self.path).exists()
 
 
 @dataclass(frozen=True)
 class Way:
     """One way to run a file: its content, the graph that runs, both made when they are needed, and what runs it."""
 
-    data: Callable[[], ModelFile]
+    data: Callable[[], ModelFile | Path]
     graph: Callable[[], ir.Model]
     load: OpenSession = onnxruntime.open_session
     session: Session | None = None
@@ -94,29 +104,38 @@ def judge_of(model: nn.Module, lowered: Lowered, images: ImageSet) -> Judge:
     return Judge(lowered.spec, images, EagerDecisions(model), bool(decisions(lowered.model.graph)))
 
 
-def prove(
-    lowered: tuple[Lowered, ...], judge: Judge, options: ExportOptions, progress: Progress
-) -> tuple[tuple[File, ...], ParityReport]:
-    """Every form in the wanted precision, and how all of them compare with eager."""
+def written(
+    lowered: tuple[Lowered, ...], images: ImageSet, folder: Path, options: ExportOptions, progress: Progress
+) -> tuple[tuple[File, ...], tuple[OutOfRange, ...]]:
+    """Every form in the wanted precision, written to `folder`, and what float16 could not hold."""
     with progress.stage("convert") as done:
         peaks: tuple[dict[str, float], ...] = ({},) * len(lowered)
         if options.precision == "fp16":
-            peaks = tuple(largest_magnitudes(each, judge.images.batch, available_threads()) for each in lowered)
-        files = tuple(_convert(each, options, peak) for each, peak in zip(lowered, peaks, strict=True))
+            peaks = tuple(largest_magnitudes(each, images.batch, available_threads()) for each in lowered)
+        beyond = out_of_range(lowered[0], peaks[0])
+        files = tuple(_convert(each, folder, options, peak) for each, peak in zip(lowered, peaks, strict=True))
         kept = sum(len(each.ops) for each in files[0].converted.kept)
         done(f"{options.precision}, {kept} nodes kept in float32, ONNX checked")
+    return files, beyond
+
+
+def prove(
+    files: tuple[File, ...], beyond: tuple[OutOfRange, ...], judge: Judge, options: ExportOptions, progress: Progress
+) -> ParityReport:
+    """How all files compare with eager."""
     with progress.stage("parity") as done:
-        beyond = out_of_range(lowered[0], peaks[0])
         proof = judge.compare(_ways(files, options), options.precision, out_of_range=beyond, step=progress.step)
         done(remarks.parity_line(proof, not judge.spec.features))
-    return files, proof
+    return proof
 
 
-def _convert(lowered: Lowered, options: ExportOptions, peaks: dict[str, float]) -> File:
+def _convert(lowered: Lowered, folder: Path, options: ExportOptions, peaks: dict[str, float]) -> File:
     converted = convert(lowered, options.precision, max_abs=peaks, io=options.io)
     check(skeleton(converted.model))
-    name = _FILES[lowered.form]
-    return File(name, lowered, converted, apart(converted.model, name))
+    path = folder / _FILES[lowered.form]
+    apart(converted.model, path.name).write(path)
+    left_on_disk((converted.model, lowered.model), path)
+    return File(path, lowered, converted)
 
 
 def _ways(files: tuple[File, ...], options: ExportOptions) -> dict[str, Way]:
@@ -135,7 +154,7 @@ def _ways(files: tuple[File, ...], options: ExportOptions) -> dict[str, Way]:
 
 def as_written(file: File) -> Way:
     """The file itself."""
-    return Way(lambda: file.data, lambda: file.converted.model)
+    return Way(lambda: file.path, lambda: file.converted.model)
 
 
 def made_by(model: Callable[[], ir.Model]) -> Way:

@@ -13,10 +13,11 @@ from .calibration.images import ImageSet
 from .candidates import Contender, choose
 from .options import ExportOptions
 from .progress import Progress
+from .proving import Way
 from .runtime import bench, eager
 from .runtime.threads import available_threads
 
-_BENCH_SECONDS = 8.0
+_BENCH_SECONDS = 6.0
 
 
 def time_candidates(
@@ -27,33 +28,55 @@ def time_candidates(
     options: ExportOptions,
     progress: Progress,
 ) -> BenchReport:
-    """Eager and every candidate that can be timed, and which of them to take."""
+    """Eager and every candidate that can be timed, and which of them to take.
+
+    They are timed together; where each has to be opened for it, one after the other, each beside eager.
+    """
+    rows: list[BenchRow] = []
+    counts: list[int] = []
+    doubts: dict[str, None] = {}
+    batches = sorted({options.batch.smallest, options.batch.usual})
     with progress.stage("time") as done, eager.threads(available_threads()):
-        timed = [(each.candidate, each.session) for each in contenders if each.session is not None]
-        rows: list[BenchRow] = []
-        rounds: list[int] = []
-        doubts: list[str] = []
-        for batch in sorted({options.batch.smallest, options.batch.usual}):
-            x = images.take(0, batch)
-            runs: dict[str, bench.Run] = {eager.NAME: partial(eager.run, model, x)}
-            runs |= {_name(candidate): partial(session, x) for candidate, session in timed}
-            times = bench.interleaved(runs, seconds=_BENCH_SECONDS)
-            rounds.append(len(times[eager.NAME]))
-            rows += _rows(times, [candidate for candidate, _ in timed], batch)
-            if doubt := bench.unstable(times):
-                doubts.append(f"batch {batch}: {doubt}")
+        groups = _groups(contenders)
+        for group in groups:
+            sessions = {_name(candidate): way.open() for candidate, way in group}
+            for batch in batches:
+                x = images.take(0, batch)
+                runs: dict[str, bench.Run] = {eager.NAME: partial(eager.run, model, x)}
+                runs |= {name: partial(session, x) for name, session in sessions.items()}
+                times = bench.interleaved(runs, seconds=_BENCH_SECONDS / len(groups))
+                rows += _rows(times, [candidate for candidate, _ in group], batch)
+                counts.append(len(times[eager.NAME]))
+                if doubt := bench.unstable(times):
+                    doubts[f"batch {batch}: {doubt}"] = None
+            del sessions, runs
+        rows = [row for batch in batches for row in _in_order(rows, batch)]
         done(remarks.time_line(rows))
     delivered = next((row for row in rows if row.file and row.precision == options.precision), None)
     return BenchReport(
         machine=bench.machine(),
         threads=available_threads(),
-        iterations=min(rounds),
+        iterations=min(counts),
         results=tuple(rows),
         speedup_over_eager=None if delivered is None else delivered.speedup_over_eager,
         unstable="; ".join(doubts),
         candidates=tuple(each.candidate for each in contenders),
         choice=choose(contenders, rows, options.batch.usual) if proof.passed else None,
     )
+
+
+def _groups(contenders: tuple[Contender, ...]) -> list[list[tuple[Candidate, Way]]]:
+    """Those that are open already are timed together, and eager alone where there is none at all."""
+    timed = [(each.candidate, each.way) for each in contenders if each.way is not None]
+    together = [pair for pair in timed if pair[1].session is not None]
+    alone = [[pair] for pair in timed if pair[1].session is None]
+    return [together, *alone] if together or not alone else alone
+
+
+def _in_order(rows: list[BenchRow], batch: int) -> list[BenchRow]:
+    """Those of a batch size: eager, as it was beside the first, and then the candidates."""
+    first, *others = (row for row in rows if row.batch == batch)
+    return [first, *(row for row in others if row.runtime != eager.NAME)]
 
 
 def _name(candidate: Candidate) -> str:

@@ -13,35 +13,35 @@ import numpy as np
 
 Run = Callable[[], object]
 
-_WARM_UP = 2
-_SETTLE_S = 0.01
-_FEW_ROUNDS = 10
+RUNS = 2
+"""Timed runs of one turn."""
+_SETTLE_S = 0.05
+_LEAST_ROUNDS = 2
+_FEW_RUNS = 10
 _WIDE_SPREAD = 1.5
 
 
-def interleaved(runs: Mapping[str, Run], *, rounds: int = 20, seconds: float = 30.0) -> dict[str, list[float]]:
-    """Wall time in ms of each call, round by round.
+def interleaved(runs: Mapping[str, Run], *, rounds: int = 10, seconds: float = 30.0) -> dict[str, list[float]]:
+    """Wall time in ms of each call, `RUNS` in a round.
 
-    Each call follows an untimed one of its own after a pause: a thread pool that has just worked
-    spins for a while, and would take a core from whoever comes next.
+    They follow an untimed one of their own after a pause: a thread pool that has just worked spins
+    for a while (ONNX Runtime's for 35 to 50 ms), and would take a core from whoever comes next.
 
     Args:
-        rounds: at most this many rounds, at least three.
+        rounds: at most this many, at least two.
         seconds: stop after a round that ends past this time.
     """
-    for run in runs.values():
-        for _ in range(_WARM_UP):
-            run()
     times: dict[str, list[float]] = {name: [] for name in runs}
     started = time.perf_counter()
     for done in range(1, rounds + 1):
         for name, run in runs.items():
             time.sleep(_SETTLE_S)
             run()
-            begin = time.perf_counter()
-            run()
-            times[name].append(1e3 * (time.perf_counter() - begin))
-        if done >= 3 and time.perf_counter() - started > seconds:
+            for _ in range(RUNS):
+                begin = time.perf_counter()
+                run()
+                times[name].append(1e3 * (time.perf_counter() - begin))
+        if done >= _LEAST_ROUNDS and time.perf_counter() - started > seconds:
             break
     return times
 
@@ -61,9 +61,9 @@ def unstable(times: dict[str, list[float]]) -> str:
 
     Contention does not hit all alike: a runtime that waits for all its threads suffers most.
     """
-    rounds = min(len(each) for each in times.values())
-    if rounds < _FEW_ROUNDS:
-        return f"only {rounds} rounds could be timed"
+    runs = min(len(each) for each in times.values())
+    if runs < _FEW_RUNS:
+        return f"only {runs} runs could be timed"
     name = max(times, key=lambda each: p90(times[each]) / median(times[each]))
     spread = p90(times[name]) / median(times[name])
     return f"the 90th percentile of {name} is {spread:.1f} times its median" if spread > _WIDE_SPREAD else ""

@@ -17,7 +17,7 @@ import support
 from torch import nn
 
 from metaformer_export import load_engine, timing
-from metaformer_export.artifacts import BenchRow, Candidate, ParityReport, Traced
+from metaformer_export.artifacts import BenchRow, Candidate, Lowered, ParityReport, Traced
 from metaformer_export.calibration.images import load_images
 from metaformer_export.candidates import Contender, choose, judge_candidates
 from metaformer_export.cli import main
@@ -26,7 +26,7 @@ from metaformer_export.export.lower import lower
 from metaformer_export.export.serialize import serialize
 from metaformer_export.options import ExportOptions
 from metaformer_export.progress import Silent
-from metaformer_export.proving import File, Judge, judge_of, prove
+from metaformer_export.proving import File, Judge, judge_of, prove, written
 from metaformer_export.runtime import openvino, parity
 from metaformer_export.runtime.parity import Thresholds
 
@@ -199,14 +199,23 @@ def test_without_openvino_auto_goes_on_and_the_target_is_exit_code_3(
     assert note.startswith("No candidate: OpenVINO in fp32, OpenVINO in bf16. OpenVINO is not installed; pip install")
 
 
+def _proved(lowered: Lowered, judge: Judge, folder: Path, progress: Silent | None = None) -> tuple[File, ParityReport]:
+    """The written file, and how it compares with eager."""
+    options, progress = ExportOptions(), progress or Silent()
+    files, beyond = written((lowered,), judge.images, folder, options, progress)
+    return files[0], prove(files, beyond, judge, options, progress)
+
+
 @pytest.fixture(scope="module")
-def judged(small_7x7: nn.Module, traced_small_7x7: Traced) -> tuple[File, ParityReport, Judge]:
+def judged(
+    small_7x7: nn.Module, traced_small_7x7: Traced, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[File, ParityReport, Judge]:
     """A right export of a small HorNet on two photographs, as far as its proof."""
     lowered = lower(traced_small_7x7, "portable")
     images = load_images(None, lowered.spec)
     images = replace(images, batch=images.batch[:2], names=images.names[:2], sha256=images.sha256[:2])
     judge = judge_of(small_7x7, lowered, images)
-    (file,), proof = prove((lowered,), judge, ExportOptions(), Silent())
+    file, proof = _proved(lowered, judge, tmp_path_factory.mktemp("judged"))
     assert proof.passed, proof.failures
     return file, proof, judge
 
@@ -223,44 +232,49 @@ class _Steps(Silent):
 
 
 def test_progress_is_told_of_every_run_that_is_held_against_eager(
-    small_boat: nn.Module, traced_small_boat: Traced
+    small_boat: nn.Module, traced_small_boat: Traced, tmp_path: Path
 ) -> None:
     lowered = lower(traced_small_boat, "portable")
     images = load_images(None, lowered.spec)
     images = replace(images, batch=images.batch[:1], names=images.names[:1], sha256=images.sha256[:1])
     judge, steps = judge_of(small_boat, lowered, images), _Steps()
-    (file,), proof = prove((lowered,), judge, ExportOptions(), steps)
+    file, proof = _proved(lowered, judge, tmp_path, steps)
     assert steps.titles == ["eager", f"model.onnx in {ORT}", f"model.onnx in {ORT}, its clusterings"]
     steps.titles.clear()
     judge_candidates(file, proof, judge, ExportOptions(), steps)
     assert steps.titles == ["eager", OPENVINO, f"{OPENVINO}, its clusterings"]
 
 
-def test_a_runtime_that_computes_something_else_is_not_a_candidate(judged: tuple[File, ParityReport, Judge]) -> None:
+def test_a_runtime_that_computes_something_else_is_not_a_candidate(
+    judged: tuple[File, ParityReport, Judge], tmp_path: Path
+) -> None:
     """The file that OpenVINO reads has one weight that is one percent off."""
     file, proof, judge = judged
     model = file.converted.model.clone()
     weight = model.graph.initializers["stages.1.0.gnconv.proj_out.weight"]
     assert weight.const_value is not None
     weight.const_value = ir.tensor(weight.const_value.numpy() * np.float32(1.01), name=weight.name)
-    tampered = replace(file, data=serialize(model))
+    tampered = replace(file, path=tmp_path / file.name)
+    serialize(model).write(tampered.path)
     contenders = judge_candidates(tampered, proof, judge, ExportOptions(), Silent())
     verdicts = {(each.candidate.runtime, each.candidate.precision): each for each in contenders}
     wrong = verdicts[OPENVINO, "fp32"]
     assert wrong.candidate.passed is False
-    assert wrong.session is None, "it is not even timed"
+    assert wrong.way is None, "it is not even timed"
     assert wrong.candidate.rms_rel is not None
     assert wrong.candidate.rms_rel > 1e-4
     assert "max_rel" in wrong.candidate.failures[0]
 
 
 @needs_bfloat16
-def test_a_model_with_a_float32_op_is_not_lowered_by_a_hint(small_boat: nn.Module, traced_small_boat: Traced) -> None:
+def test_a_model_with_a_float32_op_is_not_lowered_by_a_hint(
+    small_boat: nn.Module, traced_small_boat: Traced, tmp_path: Path
+) -> None:
     lowered = lower(traced_small_boat, "portable")
     images = load_images(None, lowered.spec)
     images = replace(images, batch=images.batch[:1], names=images.names[:1], sha256=images.sha256[:1])
     judge = judge_of(small_boat, lowered, images)
-    (file,), proof = prove((lowered,), judge, ExportOptions(), Silent())
+    file, proof = _proved(lowered, judge, tmp_path)
     *_, float32, low = (each.candidate for each in judge_candidates(file, proof, judge, ExportOptions(), Silent()))
     assert (float32.runtime, float32.precision, float32.passed) == (OPENVINO, "fp32", True), float32.failures
     assert float32.rms_rel is not None

@@ -14,7 +14,7 @@ import pytest
 
 from metaformer_export import output
 from metaformer_export.errors import OutputError
-from metaformer_export.output import check_output, staged
+from metaformer_export.output import check_output, staged, writing
 
 
 def write(folder: Path, text: str) -> None:
@@ -33,7 +33,8 @@ def read(folder: Path) -> str:
 def fail(folder: Path, error: BaseException) -> None:
     with staged(folder) as staging:
         (staging / "half").write_text("half")
-        raise error
+        with writing(folder):
+            raise error
 
 
 def names(folder: Path) -> list[str]:
