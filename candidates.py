@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ways to run the exported model on this machine: which there are, which compute what eager computes, which to take."""
+"""Ways to run the exported model on this machine: which there are, and which compute what eager computes."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from . import remarks
-from .artifacts import BenchRow, Candidate, Choice, ParityReport, Precision, Target
+from .artifacts import Candidate, ParityReport, Precision, Target
 from .errors import InputError, MetaformerExportError
 from .export.precision import float32_only
 from .options import ExportOptions
 from .progress import Progress, Step
 from .proving import File, Judge, Way, as_written, made_by
 from .runtime import onnxruntime, openvino
-from .runtime.session import OpenSession
+from .runtime.session import OpenSession, Session
 from .runtime.threads import available_threads
+from .timing import Stopwatch
 
 
 @dataclass(frozen=True)
@@ -43,16 +44,6 @@ _RUNTIMES: Mapping[Target, tuple[Runtime, ...]] = {
 
 
 @dataclass(frozen=True)
-class Contender:
-    """A candidate, and how to run it where it can be timed. What the export's own proof rests on is timed in any
-    case. The session of a large model is opened again for that, so that only one is in memory.
-    """
-
-    candidate: Candidate
-    way: Way | None
-
-
-@dataclass(frozen=True)
 class _Plan:
     """A way to run the model that is not tried yet; `proved` if the export's own proof has it."""
 
@@ -64,16 +55,25 @@ class _Plan:
 
 
 def judge_candidates(
-    file: File, proof: ParityReport, judge: Judge, options: ExportOptions, progress: Progress
-) -> tuple[Contender, ...]:
-    """Every way that the target has to run the delivered file, each held against eager by itself.
+    file: File, proof: ParityReport, judge: Judge, stopwatch: Stopwatch, options: ExportOptions, progress: Progress
+) -> tuple[Candidate, ...]:
+    """Every way that the target has to run the delivered file, each held against eager by itself, and timed: all
+    together, or, for a large file, each beside eager alone, so that one session at a time is in memory.
 
     A 16-bit file is joined by its float32 form, to compare with.
     """
+    candidates = []
     with progress.stage("runtimes") as done:
-        contenders = tuple(_tried(plan, file, proof, judge, progress.step) for plan in _plans(file, options))
-        done(remarks.candidates_line([each.candidate for each in contenders]))
-    return contenders
+        for plan in _plans(file, options):
+            candidate, session = _tried(plan, file, proof, judge, progress.step)
+            candidates.append(candidate)
+            if session is not None:
+                stopwatch.take(candidate, session)
+            if file.large:
+                del session  # the stopwatch lets go of it, too
+                stopwatch.time(progress.step)
+        done(remarks.candidates_line(candidates))
+    return tuple(candidates)
 
 
 def _plans(file: File, options: ExportOptions) -> list[_Plan]:
@@ -89,7 +89,8 @@ def _plans(file: File, options: ExportOptions) -> list[_Plan]:
     return plans
 
 
-def _tried(plan: _Plan, file: File, proof: ParityReport, judge: Judge, step: Step) -> Contender:
+def _tried(plan: _Plan, file: File, proof: ParityReport, judge: Judge, step: Step) -> tuple[Candidate, Session | None]:
+    """A candidate, and its session where it is to be timed: what the export's own proof rests on is in any case."""
     settings = plan.runtime.settings(available_threads())
     candidate = Candidate(plan.runtime.name, plan.precision, plan.file, settings, passed=False)
     try:
@@ -97,11 +98,11 @@ def _tried(plan: _Plan, file: File, proof: ParityReport, judge: Judge, step: Ste
         if plan.runtime is _LOWERING:
             _check_lowering(file)
         way = replace(plan.way, load=plan.runtime.load)
-        session = None if plan.proved and file.large else way.open()
+        session = way.open()
         if not plan.proved:
             proof = judge.compare({plan.runtime.name: replace(way, session=session)}, plan.precision, step=step)
     except MetaformerExportError as error:
-        return Contender(replace(candidate, failures=(str(error),)), None)
+        return replace(candidate, failures=(str(error),)), None
     outputs = proof.same_clusters or proof.outputs
     candidate = replace(
         candidate,
@@ -110,9 +111,7 @@ def _tried(plan: _Plan, file: File, proof: ParityReport, judge: Judge, step: Ste
         cosine=min(output.cosine for output in outputs),
         failures=proof.failures,
     )
-    if not (proof.passed or plan.proved):
-        return Contender(candidate, None)
-    return Contender(candidate, way if file.large else replace(way, session=session))
+    return candidate, session if proof.passed or plan.proved else None
 
 
 def _check_lowering(file: File) -> None:
@@ -122,18 +121,3 @@ def _check_lowering(file: File) -> None:
         raise InputError(
             f"OpenVINO would lower {' and '.join(kept)} too, which stays in float32; --bf16 makes a file that says so."
         )
-
-
-def choose(contenders: tuple[Contender, ...], rows: list[BenchRow], batch: int) -> Choice | None:
-    """The fastest candidate of the folder at a batch size that passed; None if none did."""
-    times = {(row.runtime, row.precision): row for row in rows if row.batch == batch and row.file}
-    timed = [
-        (times[each.candidate.runtime, each.candidate.precision], each.candidate)
-        for each in contenders
-        if each.candidate.passed and each.candidate.file
-    ]
-    if not timed:
-        return None
-    # Each was timed beside eager, but not all beside each other.
-    row, best = max(timed, key=lambda pair: pair[0].speedup_over_eager)
-    return Choice(best.runtime, best.precision, best.file, best.settings, batch, row.median_ms, row.speedup_over_eager)

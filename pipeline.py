@@ -12,6 +12,7 @@ from .calibration.images import ImageSet, load_images
 from .candidates import judge_candidates
 from .export.lower import lower_all
 from .export.ops.mixer_op import DOMAIN
+from .export.serialize import let_go
 from .export.trace import DEFAULT_OPSET, trace
 from .models.checkpoints import Checkpoint
 from .models.loading import LoadedModel, load_model
@@ -21,7 +22,9 @@ from .progress import Progress, Silent
 from .proving import File, judge_of, prove, written
 from .report import manifest_of, to_html, to_json
 from .request import default_folder, model_name, recognised, resolved
-from .timing import time_candidates
+from .runtime import eager
+from .runtime.memory import WEIGHTS
+from .timing import Stopwatch
 
 
 def run_export(options: ExportOptions, progress: Progress | None = None) -> ExportResult:
@@ -47,9 +50,12 @@ def run_export(options: ExportOptions, progress: Progress | None = None) -> Expo
     with staged(folder) as staging:
         with writing(folder):
             files, beyond = written(lowered, images, staging, options, progress)
+            if files[0].large:
+                eager.leave_weights_in(loaded.module, staging / f"{eager.NAME}{WEIGHTS}")
         proof = prove(files, beyond, judge, options, progress)
-        contenders = judge_candidates(files[0], proof, judge, options, progress)
-        timing = time_candidates(loaded.module, contenders, proof, images, options, progress)
+        stopwatch = Stopwatch(loaded.module, images, options)
+        candidates = judge_candidates(files[0], proof, judge, stopwatch, options, progress)
+        timing = stopwatch.report(candidates, proof, progress)
         closing = remarks.closing_notes(proof, timing, options)
         for text in (*closing, *remarks.replacement_notes(replaced, loaded.spec, options)):
             notes.append(text)
@@ -89,6 +95,7 @@ def _lower(loaded: LoadedModel, options: ExportOptions, progress: Progress) -> t
         if any(node.domain == DOMAIN for node in traced.model.graph):
             forms.append("plugin")
         lowered = lower_all(traced, forms)
+        let_go(traced.model)
         done(", ".join(f"{each.model.graph.num_nodes()} nodes {each.form}" for each in lowered))
     return lowered
 

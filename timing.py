@@ -1,82 +1,102 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Latencies of eager and of what was exported, side by side."""
+"""Latencies of eager and of what was exported, side by side, and which to take."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import partial
 
 from torch import nn
 
 from . import remarks
-from .artifacts import BenchReport, BenchRow, Candidate, ParityReport
+from .artifacts import BenchReport, BenchRow, Candidate, Choice, ParityReport
 from .calibration.images import ImageSet
-from .candidates import Contender, choose
 from .options import ExportOptions
-from .progress import Progress
-from .proving import Way
+from .progress import Progress, Step
 from .runtime import bench, eager
+from .runtime.memory import trim
+from .runtime.session import Session
 from .runtime.threads import available_threads
 
-_BENCH_SECONDS = 6.0
+_TOGETHER_SECONDS = 6.0
+_ALONE_SECONDS = 3.0
+"""At most, for each batch size, but for the last round."""
 
 
-def time_candidates(
-    model: nn.Module,
-    contenders: tuple[Contender, ...],
-    proof: ParityReport,
-    images: ImageSet,
-    options: ExportOptions,
-    progress: Progress,
-) -> BenchReport:
-    """Eager and every candidate that can be timed, and which of them to take.
+@dataclass(frozen=True)
+class Stopwatch:
+    """Times sessions beside eager, at the batch sizes of the options."""
 
-    They are timed together; where each has to be opened for it, one after the other, each beside eager.
-    """
-    rows: list[BenchRow] = []
-    counts: list[int] = []
-    doubts: dict[str, None] = {}
-    batches = sorted({options.batch.smallest, options.batch.usual})
-    with progress.stage("time") as done, eager.threads(available_threads()):
-        groups = _groups(contenders)
-        for group in groups:
-            sessions = {_name(candidate): way.open() for candidate, way in group}
-            for batch in batches:
-                x = images.take(0, batch)
-                runs: dict[str, bench.Run] = {eager.NAME: partial(eager.run, model, x)}
-                runs |= {name: partial(session, x) for name, session in sessions.items()}
-                times = bench.interleaved(runs, seconds=_BENCH_SECONDS / len(groups))
-                rows += _rows(times, [candidate for candidate, _ in group], batch)
-                counts.append(len(times[eager.NAME]))
+    model: nn.Module
+    images: ImageSet
+    options: ExportOptions
+    _waiting: list[tuple[Candidate, Session]] = field(default_factory=list)
+    _rows: list[BenchRow] = field(default_factory=list)
+    _counts: list[int] = field(default_factory=list)
+    _doubts: dict[str, None] = field(default_factory=dict)
+
+    def take(self, candidate: Candidate, session: Session) -> None:
+        """Keep a session until it is timed."""
+        self._waiting.append((candidate, session))
+
+    def time(self, step: Step) -> None:
+        """Time those that wait, each by itself, and let them go."""
+        while self._waiting:
+            candidate, session = self._waiting.pop(0)
+            with step(f"{_name(candidate)}, timed"):
+                self._measure([(candidate, session)], _ALONE_SECONDS)
+
+    def report(self, candidates: tuple[Candidate, ...], proof: ParityReport, progress: Progress) -> BenchReport:
+        """Time those that still wait, together; what was measured of all, and which of them to take."""
+        with progress.stage("time") as done:
+            if self._waiting or not self._rows:
+                self._measure(self._waiting, _TOGETHER_SECONDS)
+                self._waiting.clear()
+            rows = [row for batch in self._batches() for row in _in_order(self._rows, batch)]
+            done(remarks.time_line(rows))
+        delivered = next((row for row in rows if row.file and row.precision == self.options.precision), None)
+        return BenchReport(
+            machine=bench.machine(),
+            threads=available_threads(),
+            iterations=min(self._counts),
+            results=tuple(rows),
+            speedup_over_eager=None if delivered is None else delivered.speedup_over_eager,
+            unstable="; ".join(self._doubts),
+            candidates=candidates,
+            choice=choose(candidates, rows, self.options.batch.usual) if proof.passed else None,
+        )
+
+    def _batches(self) -> list[int]:
+        return sorted({self.options.batch.smallest, self.options.batch.usual})
+
+    def _measure(self, sessions: Sequence[tuple[Candidate, Session]], seconds: float) -> None:
+        trim()
+        with eager.threads(available_threads()):
+            for batch in self._batches():
+                x = self.images.take(0, batch)
+                runs: dict[str, bench.Run] = {eager.NAME: partial(eager.run, self.model, x)}
+                runs |= {_name(candidate): partial(session, x) for candidate, session in sessions}
+                times = bench.interleaved(runs, seconds=seconds)
+                self._rows.extend(_rows(times, [candidate for candidate, _ in sessions], batch))
+                self._counts.append(len(times[eager.NAME]))
                 if doubt := bench.unstable(times):
-                    doubts[f"batch {batch}: {doubt}"] = None
-            del sessions, runs
-        rows = [row for batch in batches for row in _in_order(rows, batch)]
-        done(remarks.time_line(rows))
-    delivered = next((row for row in rows if row.file and row.precision == options.precision), None)
-    return BenchReport(
-        machine=bench.machine(),
-        threads=available_threads(),
-        iterations=min(counts),
-        results=tuple(rows),
-        speedup_over_eager=None if delivered is None else delivered.speedup_over_eager,
-        unstable="; ".join(doubts),
-        candidates=tuple(each.candidate for each in contenders),
-        choice=choose(contenders, rows, options.batch.usual) if proof.passed else None,
-    )
+                    self._doubts[f"batch {batch}: {doubt}"] = None
 
 
-def _groups(contenders: tuple[Contender, ...]) -> list[list[tuple[Candidate, Way]]]:
-    """Those that are open already are timed together, and eager alone where there is none at all."""
-    timed = [(each.candidate, each.way) for each in contenders if each.way is not None]
-    together = [pair for pair in timed if pair[1].session is not None]
-    alone = [[pair] for pair in timed if pair[1].session is None]
-    return [together, *alone] if together or not alone else alone
-
-
-def _in_order(rows: list[BenchRow], batch: int) -> list[BenchRow]:
-    """Those of a batch size: eager, as it was beside the first, and then the candidates."""
-    first, *others = (row for row in rows if row.batch == batch)
-    return [first, *(row for row in others if row.runtime != eager.NAME)]
+def choose(candidates: Sequence[Candidate], rows: list[BenchRow], batch: int) -> Choice | None:
+    """The fastest candidate of the folder at a batch size that passed; None if none did."""
+    times = {(row.runtime, row.precision): row for row in rows if row.batch == batch and row.file}
+    timed = [
+        (times[each.runtime, each.precision], each)
+        for each in candidates
+        if each.passed and each.file and (each.runtime, each.precision) in times
+    ]
+    if not timed:
+        return None
+    # Each was timed beside eager, but not always beside each other.
+    row, best = max(timed, key=lambda pair: pair[0].speedup_over_eager)
+    return Choice(best.runtime, best.precision, best.file, best.settings, batch, row.median_ms, row.speedup_over_eager)
 
 
 def _name(candidate: Candidate) -> str:
@@ -92,3 +112,9 @@ def _rows(times: dict[str, list[float]], candidates: list[Candidate], batch: int
         ms, p90 = bench.median(measured), bench.p90(measured)
         rows.append(BenchRow(each.runtime, each.precision, batch, ms, p90, base / ms, each.file, each.passed))
     return rows
+
+
+def _in_order(rows: list[BenchRow], batch: int) -> list[BenchRow]:
+    """Those of a batch size: eager, as it was beside the first, and then the candidates."""
+    first, *others = (row for row in rows if row.batch == batch)
+    return [first, *(row for row in others if row.runtime != eager.NAME)]

@@ -7,7 +7,7 @@
 Each model is exported by `metaformer-export --model NAME` in a process of its own, into a folder that is
 deleted afterwards, and must pass parity. The seconds of the stages are those that the command prints;
 processor time is that of all its threads, which a busy machine distorts less. Peak memory is the largest
-resident set of the process less that of one that only imports the package with torch, and stands beside
+resident set of the process less that of one that only imports what an export imports, and stands beside
 the model's weights in float32. Which stage had how much is sampled (Linux only), so that short peaks may
 be missed there, not in the total.
 """
@@ -37,7 +37,10 @@ from metaformer_export.runtime.threads import available_threads
 
 STAGE = re.compile(r"(\w+) +(\d+\.\d) s\b")
 """How the command reports a finished stage; the lines of its steps are indented."""
-_IMPORT = "import metaformer_export.pipeline"
+_IMPORT = (
+    "import metaformer_export.pipeline, torch.onnx._internal.exporter._core, torch._dynamo, "
+    "torch._export.non_strict_utils, onnxscript.optimizer, onnxscript.rewriter.onnx_fusions, openvino"
+)
 _RSS_UNIT = 1 if sys.platform == "darwin" else 1024
 _SAMPLE_S = 0.02
 _MB = 1e6

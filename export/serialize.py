@@ -92,8 +92,10 @@ def left_on_disk(models: Iterable[ir.Model], path: Path) -> None:
 
     Args:
         models: the one that was written, and others that share some of its tensors; changed in place.
-        path: of the .onnx file.
+        path: of the .onnx file; nothing is done if its weights are inside.
     """
+    if not data_path(path).exists():
+        return
     written, *others = models
     stored = {str(value.name): tensor for value, tensor in _tensors(ir.load(path))}
     held = {id(tensor): stored[str(value.name)] for value, tensor in _tensors(written)}
@@ -101,6 +103,15 @@ def left_on_disk(models: Iterable[ir.Model], path: Path) -> None:
     for model in (written, *others):
         for value, tensor in list(_tensors(model)):
             value.const_value = held.get(id(tensor), tensor)
+
+
+def let_go(model: ir.Model) -> None:
+    """Take the weights out of a model that nobody needs any more.
+
+    Onnxscript's pattern matchers remember the last graph that they saw, which would keep them in memory.
+    """
+    for value, _ in list(_tensors(model)):
+        value.const_value = None
 
 
 def skeleton(model: ir.Model) -> onnx.ModelProto:

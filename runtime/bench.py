@@ -16,7 +16,6 @@ Run = Callable[[], object]
 RUNS = 2
 """Timed runs of one turn."""
 _SETTLE_S = 0.05
-_LEAST_ROUNDS = 2
 _FEW_RUNS = 10
 _WIDE_SPREAD = 1.5
 
@@ -28,12 +27,12 @@ def interleaved(runs: Mapping[str, Run], *, rounds: int = 10, seconds: float = 3
     for a while (ONNX Runtime's for 35 to 50 ms), and would take a core from whoever comes next.
 
     Args:
-        rounds: at most this many, at least two.
+        rounds: at most this many, at least one.
         seconds: stop after a round that ends past this time.
     """
     times: dict[str, list[float]] = {name: [] for name in runs}
     started = time.perf_counter()
-    for done in range(1, rounds + 1):
+    for _ in range(rounds):
         for name, run in runs.items():
             time.sleep(_SETTLE_S)
             run()
@@ -41,7 +40,7 @@ def interleaved(runs: Mapping[str, Run], *, rounds: int = 10, seconds: float = 3
                 begin = time.perf_counter()
                 run()
                 times[name].append(1e3 * (time.perf_counter() - begin))
-        if done >= _LEAST_ROUNDS and time.perf_counter() - started > seconds:
+        if time.perf_counter() - started > seconds:
             break
     return times
 

@@ -77,16 +77,22 @@ def decisions(graph: ir.Graph) -> dict[str, ir.Value]:
 
 @dataclass(frozen=True)
 class EagerDecisions:
-    """Eager PyTorch with its decisions; what was computed once is remembered."""
+    """Eager PyTorch with its decisions, image by image; what was computed once is remembered."""
 
     model: nn.Module
     _seen: dict[bytes, tuple[Outputs, Orders]] = field(default_factory=dict)
 
     def __call__(self, batch: NDArray[np.floating]) -> tuple[Outputs, Orders]:
         """Outputs and decisions for a batch (B, C, H, W)."""
-        key = hashlib.sha256(batch.tobytes()).digest()
+        each = [self._of(batch[i : i + 1]) for i in range(len(batch))]
+        outputs = [np.concatenate(parts) for parts in zip(*(outputs for outputs, _ in each), strict=True)]
+        orders = {name: np.concatenate([found[name] for _, found in each]) for name in each[0][1]}
+        return outputs, orders
+
+    def _of(self, image: NDArray[np.floating]) -> tuple[Outputs, Orders]:
+        key = hashlib.sha256(image.tobytes()).digest()
         if key not in self._seen:
-            self._seen[key] = self._run(batch)
+            self._seen[key] = self._run(image)
         return self._seen[key]
 
     def outputs(self, batch: NDArray[np.floating]) -> Outputs:

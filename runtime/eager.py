@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -23,6 +25,25 @@ def threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def leave_weights_in(model: nn.Module, path: Path) -> None:
+    """Have the module read its weights from a file at `path`, which has no name any more afterwards: in memory are
+    those that were used last, until `memory.trim` drops them. The numbers are the same.
+    """
+    tensors = [*model.parameters(), *model.buffers()]
+    starts = np.cumsum([0, *(-(-tensor.nbytes // mmap.PAGESIZE) * mmap.PAGESIZE for tensor in tensors)]).tolist()
+    with path.open("w+b") as file:
+        for tensor, start in zip(tensors, starts, strict=False):
+            file.seek(start)
+            file.write(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().data)
+        file.truncate(starts[-1])
+        file.flush()
+        mapped = mmap.mmap(file.fileno(), starts[-1], access=mmap.ACCESS_WRITE)  # shared
+    path.unlink()
+    for tensor, start in zip(tensors, starts, strict=False):
+        weights = torch.frombuffer(mapped, dtype=tensor.dtype, count=tensor.numel(), offset=start)
+        tensor.data = weights.view(tensor.shape)
 
 
 def run(model: nn.Module, batch: NDArray[np.floating]) -> list[NDArray[np.float32]]:

@@ -24,6 +24,7 @@ from ..artifacts import Precision
 from ..errors import InputError, MissingDependencyError
 from ..export.embed import embedded_pieces
 from ..export.serialize import ModelFile
+from .memory import trim
 
 NAME = "openvino-cpu"
 TITLE = "OpenVINO"
@@ -95,6 +96,7 @@ def open_session(model: ModelFile | Path, *, threads: int, hint: Hint = "f32") -
         InputError: OpenVINO cannot run the model, or would run it in another precision than its own.
     """
     core = _core()
+    trim()
     try:
         read = _read(core, model)
         types = {str(output.get_element_type().get_type_name()) for op in read.get_ops() for output in op.outputs()}

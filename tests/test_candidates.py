@@ -19,7 +19,7 @@ from torch import nn
 from metaformer_export import load_engine, timing
 from metaformer_export.artifacts import BenchRow, Candidate, Lowered, ParityReport, Traced
 from metaformer_export.calibration.images import load_images
-from metaformer_export.candidates import Contender, choose, judge_candidates
+from metaformer_export.candidates import judge_candidates
 from metaformer_export.cli import main
 from metaformer_export.errors import InputError, MissingDependencyError
 from metaformer_export.export.lower import lower
@@ -29,6 +29,7 @@ from metaformer_export.progress import Silent
 from metaformer_export.proving import File, Judge, judge_of, prove, written
 from metaformer_export.runtime import openvino, parity
 from metaformer_export.runtime.parity import Thresholds
+from metaformer_export.timing import Stopwatch, choose
 
 SMALL = ["--model", "hornet_test", "--resolution", "64", "--num-classes", "10", "--output", "out"]
 ORT, OPENVINO = "onnxruntime-cpu", "openvino-cpu"
@@ -49,7 +50,7 @@ needs_bfloat16 = pytest.mark.skipif(not _has_bfloat16(), reason="this CPU has no
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_models: None) -> Path:
     """An empty current folder, the small models, and little time to measure in."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(timing, "_BENCH_SECONDS", 0.3)
+    monkeypatch.setattr(timing, "_TOGETHER_SECONDS", 0.3)
     return tmp_path
 
 
@@ -206,6 +207,15 @@ def _proved(lowered: Lowered, judge: Judge, folder: Path, progress: Silent | Non
     return files[0], prove(files, beyond, judge, options, progress)
 
 
+def _tried(
+    file: File, proof: ParityReport, judge: Judge, progress: Silent | None = None
+) -> tuple[dict[tuple[str, str], Candidate], Stopwatch]:
+    """All candidates, and the stopwatch that has those to be timed."""
+    stopwatch = Stopwatch(judge.decide.model, judge.images, ExportOptions())
+    candidates = judge_candidates(file, proof, judge, stopwatch, ExportOptions(), progress or Silent())
+    return {(each.runtime, each.precision): each for each in candidates}, stopwatch
+
+
 @pytest.fixture(scope="module")
 def judged(
     small_7x7: nn.Module, traced_small_7x7: Traced, tmp_path_factory: pytest.TempPathFactory
@@ -241,12 +251,12 @@ def test_progress_is_told_of_every_run_that_is_held_against_eager(
     file, proof = _proved(lowered, judge, tmp_path, steps)
     assert steps.titles == ["eager", f"model.onnx in {ORT}", f"model.onnx in {ORT}, its clusterings"]
     steps.titles.clear()
-    judge_candidates(file, proof, judge, ExportOptions(), steps)
+    _tried(file, proof, judge, steps)
     assert steps.titles == ["eager", OPENVINO, f"{OPENVINO}, its clusterings"]
 
 
 def test_a_runtime_that_computes_something_else_is_not_a_candidate(
-    judged: tuple[File, ParityReport, Judge], tmp_path: Path
+    judged: tuple[File, ParityReport, Judge], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The file that OpenVINO reads has one weight that is one percent off."""
     file, proof, judge = judged
@@ -256,14 +266,17 @@ def test_a_runtime_that_computes_something_else_is_not_a_candidate(
     weight.const_value = ir.tensor(weight.const_value.numpy() * np.float32(1.01), name=weight.name)
     tampered = replace(file, path=tmp_path / file.name)
     serialize(model).write(tampered.path)
-    contenders = judge_candidates(tampered, proof, judge, ExportOptions(), Silent())
-    verdicts = {(each.candidate.runtime, each.candidate.precision): each for each in contenders}
-    wrong = verdicts[OPENVINO, "fp32"]
-    assert wrong.candidate.passed is False
-    assert wrong.way is None, "it is not even timed"
-    assert wrong.candidate.rms_rel is not None
-    assert wrong.candidate.rms_rel > 1e-4
-    assert "max_rel" in wrong.candidate.failures[0]
+    candidates, stopwatch = _tried(tampered, proof, judge)
+    wrong = candidates[OPENVINO, "fp32"]
+    assert wrong.passed is False
+    assert wrong.rms_rel is not None
+    assert wrong.rms_rel > 1e-4
+    assert "max_rel" in wrong.failures[0]
+    monkeypatch.setattr(timing, "_TOGETHER_SECONDS", 0.1)
+    bench = stopwatch.report(tuple(candidates.values()), proof, Silent())
+    timed = {(row.runtime, row.precision) for row in bench.results}
+    assert (OPENVINO, "fp32") not in timed, "it is not even timed"
+    assert (ORT, "fp32") in timed
 
 
 @needs_bfloat16
@@ -275,7 +288,7 @@ def test_a_model_with_a_float32_op_is_not_lowered_by_a_hint(
     images = replace(images, batch=images.batch[:1], names=images.names[:1], sha256=images.sha256[:1])
     judge = judge_of(small_boat, lowered, images)
     file, proof = _proved(lowered, judge, tmp_path)
-    *_, float32, low = (each.candidate for each in judge_candidates(file, proof, judge, ExportOptions(), Silent()))
+    *_, float32, low = _tried(file, proof, judge)[0].values()
     assert (float32.runtime, float32.precision, float32.passed) == (OPENVINO, "fp32", True), float32.failures
     assert float32.rms_rel is not None
     assert float32.rms_rel <= 1e-5, "with eager's clusters"
@@ -285,8 +298,8 @@ def test_a_model_with_a_float32_op_is_not_lowered_by_a_hint(
     )
 
 
-def _contender(runtime: str, precision: str, *, passed: bool, file: str = "model.onnx") -> Contender:
-    return Contender(Candidate(runtime, precision, file, {}, passed), None)  # type: ignore[arg-type]
+def _candidate(runtime: str, precision: str, *, passed: bool, file: str = "model.onnx") -> Candidate:
+    return Candidate(runtime, precision, file, {}, passed)  # type: ignore[arg-type]
 
 
 def _row(runtime: str, precision: str, ms: float, batch: int = 4, file: str = "model.onnx") -> BenchRow:
@@ -294,11 +307,11 @@ def _row(runtime: str, precision: str, ms: float, batch: int = 4, file: str = "m
 
 
 def test_the_fastest_that_passed_is_chosen_at_the_usual_batch() -> None:
-    contenders = (
-        _contender(ORT, "fp32", passed=True, file=""),
-        _contender(ORT, "bf16", passed=False),
-        _contender(OPENVINO, "fp32", passed=True),
-        _contender(OPENVINO, "bf16", passed=True),
+    candidates = (
+        _candidate(ORT, "fp32", passed=True, file=""),
+        _candidate(ORT, "bf16", passed=False),
+        _candidate(OPENVINO, "fp32", passed=True),
+        _candidate(OPENVINO, "bf16", passed=True),
     )
     rows = [
         _row("eager", "fp32", 100.0, file=""),
@@ -308,8 +321,8 @@ def test_the_fastest_that_passed_is_chosen_at_the_usual_batch() -> None:
         _row(OPENVINO, "bf16", 40.0),
         _row(OPENVINO, "fp32", 3.0, batch=1),
     ]
-    choice = choose(contenders, rows, 4)
+    choice = choose(candidates, rows, 4)
     assert choice is not None
     assert (choice.runtime, choice.precision, choice.batch) == (OPENVINO, "bf16", 4)
     assert (choice.median_ms, choice.speedup_over_eager) == (40.0, 2.5)
-    assert choose(contenders[:2], rows, 4) is None
+    assert choose(candidates[:2], rows, 4) is None

@@ -26,7 +26,7 @@ def test_runs_take_turns_and_are_timed_in_milliseconds() -> None:
 
 
 def test_it_stops_after_the_time_given() -> None:
-    times = interleaved({"a": lambda: time.sleep(0.05)}, rounds=1000, seconds=0.1)
+    times = interleaved({"a": lambda: time.sleep(0.05)}, rounds=1000, seconds=0.3)
     assert len(times["a"]) == 4
 
 
