@@ -67,7 +67,7 @@ def speeds(result: ExportResult) -> str:
     if result.precision == "bf16" and bench.speedup_over_eager is None:
         text += "; the BF16 file itself was not timed"
     if bench.unstable:
-        text += "; the machine was busy, do not rely on these"
+        text += "; do not rely on these"
     return f"on {bench.threads} CPU threads at batch {batch}: {text}"
 
 
@@ -94,7 +94,7 @@ def closing_notes(proof: ParityReport, timing: BenchReport, options: ExportOptio
             f"{100 * same.rms_rel:.2g} % is arithmetic and {100 * max(proof.changed_clusters.values()):.2g} % is that."
         )
     if timing.unstable:
-        notes.append(f"The machine was busy while timing ({timing.unstable}): do not rely on the latencies.")
+        notes.append(f"Do not rely on the latencies ({timing.unstable}).")
     if proof.out_of_range:
         first = proof.out_of_range[0]
         notes.append(
@@ -111,6 +111,8 @@ def closing_notes(proof: ParityReport, timing: BenchReport, options: ExportOptio
             "ONNX Runtime's CPU has no BF16: parity is of the rounded graph"
             + (" there; OpenVINO ran the file itself." if ran else ", and only the FP32 form was timed.")
         )
+    if options.target == "auto" and timing.choice is not None and timing.choice.runtime == openvino.NAME:
+        notes.append("OpenVINO is fastest here: --target openvino makes a file for it alone, which it may run faster.")
     return [*notes, *_no_candidates(timing.candidates, proof, options)]
 
 

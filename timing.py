@@ -19,9 +19,10 @@ from .runtime.memory import trim
 from .runtime.session import Session
 from .runtime.threads import available_threads
 
-_TOGETHER_SECONDS = 6.0
+_TOGETHER_SECONDS = 4.0
+_LEAST_TOGETHER = 5
 _ALONE_SECONDS = 3.0
-"""At most, for each batch size, but for the last round."""
+"""For each batch size, but for the last round; and the rounds that there are in any case."""
 
 
 @dataclass(frozen=True)
@@ -45,13 +46,13 @@ class Stopwatch:
         while self._waiting:
             candidate, session = self._waiting.pop(0)
             with step(f"{_name(candidate)}, timed"):
-                self._measure([(candidate, session)], _ALONE_SECONDS)
+                self._measure([(candidate, session)], 1, _ALONE_SECONDS)
 
     def report(self, candidates: tuple[Candidate, ...], proof: ParityReport, progress: Progress) -> BenchReport:
         """Time those that still wait, together; what was measured of all, and which of them to take."""
         with progress.stage("time") as done:
             if self._waiting or not self._rows:
-                self._measure(self._waiting, _TOGETHER_SECONDS)
+                self._measure(self._waiting, _LEAST_TOGETHER, _TOGETHER_SECONDS)
                 self._waiting.clear()
             rows = [row for batch in self._batches() for row in _in_order(self._rows, batch)]
             done(remarks.time_line(rows))
@@ -70,14 +71,14 @@ class Stopwatch:
     def _batches(self) -> list[int]:
         return sorted({self.options.batch.smallest, self.options.batch.usual})
 
-    def _measure(self, sessions: Sequence[tuple[Candidate, Session]], seconds: float) -> None:
+    def _measure(self, sessions: Sequence[tuple[Candidate, Session]], least: int, seconds: float) -> None:
         trim()
         with eager.threads(available_threads()):
             for batch in self._batches():
                 x = self.images.take(0, batch)
                 runs: dict[str, bench.Run] = {eager.NAME: partial(eager.run, self.model, x)}
                 runs |= {_name(candidate): partial(session, x) for candidate, session in sessions}
-                times = bench.interleaved(runs, seconds=seconds)
+                times = bench.interleaved(runs, least=least, seconds=seconds)
                 self._rows.extend(_rows(times, [candidate for candidate, _ in sessions], batch))
                 self._counts.append(len(times[eager.NAME]))
                 if doubt := bench.unstable(times):

@@ -20,19 +20,22 @@ _FEW_RUNS = 10
 _WIDE_SPREAD = 1.5
 
 
-def interleaved(runs: Mapping[str, Run], *, rounds: int = 10, seconds: float = 30.0) -> dict[str, list[float]]:
+def interleaved(
+    runs: Mapping[str, Run], *, rounds: int = 10, least: int = 1, seconds: float = 30.0
+) -> dict[str, list[float]]:
     """Wall time in ms of each call, `RUNS` in a round.
 
     They follow an untimed one of their own after a pause: a thread pool that has just worked spins
     for a while (ONNX Runtime's for 35 to 50 ms), and would take a core from whoever comes next.
 
     Args:
-        rounds: at most this many, at least one.
+        rounds: at most this many.
+        least: at least this many.
         seconds: stop after a round that ends past this time.
     """
     times: dict[str, list[float]] = {name: [] for name in runs}
     started = time.perf_counter()
-    for _ in range(rounds):
+    for done in range(1, rounds + 1):
         for name, run in runs.items():
             time.sleep(_SETTLE_S)
             run()
@@ -40,7 +43,7 @@ def interleaved(runs: Mapping[str, Run], *, rounds: int = 10, seconds: float = 3
                 begin = time.perf_counter()
                 run()
                 times[name].append(1e3 * (time.perf_counter() - begin))
-        if time.perf_counter() - started > seconds:
+        if done >= least and time.perf_counter() - started > seconds:
             break
     return times
 

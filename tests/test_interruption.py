@@ -42,15 +42,16 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
     assert support.files_below(tmp_path) == []
 
 
-@pytest.mark.parametrize("stage", ["start", "load", "trace", "parity"])
-def test_kill_9_during_an_export_leaves_nothing(tmp_path: Path, stage: str) -> None:
+@pytest.mark.parametrize("stage", ["start", "load", "trace"])
+def test_kill_9_before_anything_is_written_leaves_nothing(tmp_path: Path, stage: str) -> None:
     kill_after(stage, tmp_path)
     assert support.files_below(tmp_path) == []
 
 
-def test_kill_9_while_writing_leaves_no_half_folder(tmp_path: Path) -> None:
+@pytest.mark.parametrize("stage", ["lower", "convert", "parity", "time"])
+def test_kill_9_while_writing_leaves_no_half_folder(tmp_path: Path, stage: str) -> None:
     """The folder is there with every file its manifest names, or it is not there."""
-    kill_after("time", tmp_path)
+    kill_after(stage, tmp_path)
     folder = tmp_path / "build" / "hornet_test-fp32"
     assert [path.name for path in (tmp_path / "build").glob("[!.]*")] in ([], [folder.name])
     if folder.exists():
@@ -58,14 +59,15 @@ def test_kill_9_while_writing_leaves_no_half_folder(tmp_path: Path) -> None:
         assert all(sha256_of(folder / name) == entry["sha256"] for name, entry in outputs.items())
 
 
-def test_kill_9_leaves_an_old_folder_as_it_was(tmp_path: Path) -> None:
+def test_kill_9_leaves_an_old_folder_as_it_was_and_the_next_run_tidies(tmp_path: Path) -> None:
     assert start("--model", "hornet_test", cwd=tmp_path).wait() == 0
-    before = {name: sha256_of(tmp_path / name) for name in support.files_below(tmp_path) if (tmp_path / name).is_file()}
+    folder = tmp_path / "build" / "hornet_test-fp32"
+    before = {path.name: sha256_of(path) for path in folder.iterdir()}
     assert len(before) == 5
     kill_after("parity", tmp_path)
-    assert {
-        name: sha256_of(tmp_path / name) for name in support.files_below(tmp_path) if (tmp_path / name).is_file()
-    } == before
+    assert {path.name: sha256_of(path) for path in folder.iterdir()} == before
+    assert start("--model", "hornet_test", cwd=tmp_path).wait() == 0
+    assert list((tmp_path / "build").iterdir()) == [folder]
 
 
 def test_an_interrupt_that_torch_wrapped_is_still_one(monkeypatch, capsys) -> None:
