@@ -81,7 +81,8 @@ def load_model(
         num_classes = _adopt_classes(family, source, num_classes)
     options = BuildOptions(1000 if num_classes is None else num_classes, in_chans, features, neck)
     form = variant if source is None else source.form(variant)
-    module = build(family, form, options)
+    with random_weights.Unfilled():
+        module = build(family, form, options)
     if source is None:
         random_weights.fill(module, seed)
         notes = [

@@ -5,9 +5,26 @@ from __future__ import annotations
 
 import math
 import zlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+_DRAWS = (
+    Tensor.uniform_,
+    Tensor.normal_,
+    nn.init.uniform_,
+    nn.init.normal_,
+    nn.init.trunc_normal_,
+    nn.init.kaiming_uniform_,
+    nn.init.kaiming_normal_,
+    nn.init.xavier_uniform_,
+    nn.init.xavier_normal_,
+)
+"""What fills a tensor, its first argument, with random numbers."""
 
 _SPREAD = {"complex_weight": 0.5, "pos_embed": 0.2, "relative_position_bias_table": 0.2}
 """Parameters whose spread does not follow from their shape: what is added or multiplied has no fan-in."""
@@ -20,10 +37,30 @@ def fill(model: nn.Module, seed: int) -> None:
     Layer scales are drawn around 0.5. The usual 1e-6 would make every block the identity, so that
     an exporter with a wrong token mixer would pass a parity check unseen.
     """
-    for name, parameter in model.named_parameters():
+
+    def draw(name: str, parameter: nn.Parameter) -> None:
         generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}:{name}".encode()))
         noise = torch.randn(parameter.shape, generator=generator)
-        parameter.copy_(_scaled(name, noise).to(parameter.dtype))
+        parameter.data.copy_(_scaled(name, noise))
+
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # torch draws with one thread
+        for drawn in [pool.submit(draw, name, parameter) for name, parameter in model.named_parameters()]:
+            drawn.result()
+
+
+class Unfilled(TorchFunctionMode):
+    """Modules that are made inside have whatever is in memory for what torch would draw at random: for those that
+    are filled at once, where drawing a large model's weights takes seconds.
+    """
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """The call itself, unless it draws."""
+        kwargs = kwargs or {}
+        if func in _DRAWS:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
 def _scaled(name: str, noise: Tensor) -> Tensor:
