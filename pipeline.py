@@ -12,7 +12,7 @@ from .calibration.images import ImageSet, load_images
 from .candidates import judge_candidates
 from .export.lower import lower_all
 from .export.ops.mixer_op import DOMAIN
-from .export.serialize import let_go
+from .export.serialize import WEIGHTS, let_go
 from .export.trace import DEFAULT_OPSET, trace
 from .models.checkpoints import Checkpoint
 from .models.loading import LoadedModel, load_model
@@ -23,7 +23,6 @@ from .proving import File, judge_of, prove, written
 from .report import manifest_of, to_html, to_json
 from .request import default_folder, model_name, recognised, resolved
 from .runtime import eager
-from .runtime.memory import WEIGHTS
 from .timing import Stopwatch
 
 

@@ -9,8 +9,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-WEIGHTS = ".data"
-"""How the names of files end that hold weights alone: beside a graph, or eager's."""
+from ..export.serialize import WEIGHTS
+
 _DONTNEED = 4
 _MAPPED = re.compile(rf"([0-9a-f]+)-([0-9a-f]+) r[-w]-s .*{re.escape(WEIGHTS)}(?: \(deleted\))?")
 
