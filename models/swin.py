@@ -47,9 +47,10 @@ class PatchMerging(nn.Module):
         self.norm = nn.LayerNorm(4 * dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        # Column by column, as the authors concatenate: (0, 0), (1, 0), (0, 1), (1, 1).
-        parts = [x[:, row::2, column::2] for column in (0, 1) for row in (0, 1)]
-        out: Tensor = self.reduction(self.norm(torch.cat(parts, -1)))
+        # One transpose instead of four strided slices and a concatenation, in the authors' order: column by column,
+        # (0, 0), (1, 0), (0, 1), (1, 1).
+        squares = x.unflatten(2, (-1, 2)).unflatten(1, (-1, 2)).permute(0, 1, 3, 4, 2, 5)
+        out: Tensor = self.reduction(self.norm(squares.flatten(3)))
         return out
 
 
