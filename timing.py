@@ -72,6 +72,8 @@ class Stopwatch:
         return sorted({self.options.batch.smallest, self.options.batch.usual})
 
     def _measure(self, sessions: Sequence[tuple[Candidate, Session]], least: int, seconds: float) -> None:
+        for _, session in sessions:
+            session.release()
         trim()
         with eager.threads(available_threads()):
             for batch in self._batches():

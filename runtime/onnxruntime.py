@@ -60,6 +60,9 @@ class Session:
         feeds = {self.input_name: batch.astype(self.input_type, copy=False), **(given or {})}
         return [np.asarray(output, np.float32) for output in self.session.run(None, feeds)]
 
+    def release(self) -> None:
+        """Nothing: ONNX Runtime shrinks its arena at the end of a run only."""
+
 
 def check(precision: Precision) -> None:
     """Whether ONNX Runtime's CPU computes in that precision; InputError if it does not."""

@@ -60,6 +60,10 @@ class Session:
             raise InputError(f"OpenVINO stopped while it ran the model: {_reason(error)}") from error
         return [np.asarray(results[i], np.float32) for i in range(len(self.compiled.outputs))]
 
+    def release(self) -> None:
+        """Give back the activations of earlier batches, which are kept for the largest."""
+        self.compiled.release_memory()
+
 
 def check(precision: Precision) -> None:
     """Whether OpenVINO on this machine computes in that precision.

@@ -21,6 +21,9 @@ class Session(Protocol):
     ) -> list[NDArray[np.float32]]:
         """Outputs in order for a batch (B, C, H, W), and for clusterings given by name where the graph takes any."""
 
+    def release(self) -> None:
+        """Give back what earlier batches left behind, where the runtime can; the next call allocates again."""
+
 
 class OpenSession(Protocol):
     """Loads a model into one runtime."""
