@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from .embedding import PatchEmbed
@@ -49,7 +48,8 @@ class PatchMerging(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         # One transpose instead of four strided slices and a concatenation, in the authors' order: column by column,
         # (0, 0), (1, 0), (0, 1), (1, 1).
-        squares = x.unflatten(2, (-1, 2)).unflatten(1, (-1, 2)).permute(0, 1, 3, 4, 2, 5)
+        _, height, width, dim = x.shape
+        squares = x.reshape(-1, height // 2, 2, width // 2, 2, dim).permute(0, 1, 3, 4, 2, 5)
         out: Tensor = self.reduction(self.norm(squares.flatten(3)))
         return out
 
