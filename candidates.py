@@ -15,6 +15,7 @@ from .options import ExportOptions
 from .progress import Progress, Step
 from .proving import File, Judge, Way, as_written, made_by
 from .runtime import onnxruntime, openvino
+from .runtime.ahead import Begin, ahead
 from .runtime.session import OpenSession, Session
 from .runtime.threads import available_threads
 from .timing import Stopwatch
@@ -45,13 +46,19 @@ _RUNTIMES: Mapping[Target, tuple[Runtime, ...]] = {
 
 @dataclass(frozen=True)
 class _Plan:
-    """A way to run the model that is not tried yet; `proved` if the export's own proof has it."""
+    """A way to run the model that is not tried yet.
+
+    Attributes:
+        proved: the export's own proof has it.
+        refusal: why it cannot even be tried.
+    """
 
     runtime: Runtime
     precision: Precision
     file: str
     way: Way
     proved: bool = False
+    refusal: str = ""
 
 
 def judge_candidates(
@@ -64,16 +71,22 @@ def judge_candidates(
     """
     candidates = []
     with progress.stage("runtimes") as done:
-        for plan in _plans(file, options):
-            candidate, session = _tried(plan, file, proof, judge, progress.step)
-            candidates.append(candidate)
-            if session is not None:
-                stopwatch.take(candidate, session)
-            if file.large:
-                del session  # the stopwatch lets go of it, too
-                stopwatch.time(progress.step)
+        with ahead(_at_once(file)) as begin:
+            for plan in [_begun(each, begin) for each in _plans(file, options)]:
+                candidate, session = _tried(plan, file, proof, judge, progress.step)
+                candidates.append(candidate)
+                if session is not None:
+                    stopwatch.take(candidate, session)
+                if file.large:
+                    del session  # the stopwatch lets go of it, too
+                    stopwatch.time(progress.step)
         done(remarks.candidates_line(candidates))
     return tuple(candidates)
+
+
+def _at_once(file: File) -> int:
+    """OpenVINO compiles a large graph for seconds, on one core."""
+    return 0 if file.large else available_threads()
 
 
 def _plans(file: File, options: ExportOptions) -> list[_Plan]:
@@ -86,21 +99,40 @@ def _plans(file: File, options: ExportOptions) -> list[_Plan]:
         plans.append(_Plan(runtime, options.precision, file.name, delivered, proved))
     if options.target == "auto" and options.precision == "fp32":
         plans.append(_Plan(_LOWERING, "bf16", file.name, delivered))
-    return plans
+    return [
+        replace(plan, way=replace(plan.way, load=plan.runtime.load), refusal=_refusal(plan, file)) for plan in plans
+    ]
+
+
+def _refusal(plan: _Plan, file: File) -> str:
+    try:
+        plan.runtime.check(plan.precision)
+        if plan.runtime is _LOWERING:
+            _check_lowering(file)
+    except MetaformerExportError as error:
+        return str(error)
+    return ""
+
+
+def _begun(plan: _Plan, begin: Begin) -> _Plan:
+    """The plan, whose session is being opened unless it is refused."""
+    return plan if plan.refusal else replace(plan, way=replace(plan.way, opened=begin(plan.way.open)))
 
 
 def _tried(plan: _Plan, file: File, proof: ParityReport, judge: Judge, step: Step) -> tuple[Candidate, Session | None]:
     """A candidate, and its session where it is to be timed: what the export's own proof rests on is in any case."""
     settings = plan.runtime.settings(available_threads())
     candidate = Candidate(plan.runtime.name, plan.precision, plan.file, settings, passed=False)
+    if plan.refusal:
+        return replace(candidate, failures=(plan.refusal,)), None
     try:
-        plan.runtime.check(plan.precision)
-        if plan.runtime is _LOWERING:
-            _check_lowering(file)
-        way = replace(plan.way, load=plan.runtime.load)
-        session = way.open()
+        way = plan.way
+        if file.large:  # opened here, once: nobody else does
+            session = way.open()
+            way = replace(way, opened=lambda: session)
         if not plan.proved:
-            proof = judge.compare({plan.runtime.name: replace(way, session=session)}, plan.precision, step=step)
+            proof = judge.compare({plan.runtime.name: way}, plan.precision, at_once=_at_once(file), step=step)
+        session = way.open()
     except MetaformerExportError as error:
         return replace(candidate, failures=(str(error),)), None
     outputs = proof.same_clusters or proof.outputs

@@ -20,6 +20,7 @@ from .export.serialize import ModelFile, apart, data_path, left_on_disk, skeleto
 from .options import ExportOptions
 from .progress import Progress, Step, untold
 from .runtime import clustering_parity, onnxruntime, openvino, parity
+from .runtime.ahead import ahead
 from .runtime.clustering import Clusterings, EagerDecisions, decisions
 from .runtime.observe import largest_magnitudes, rounded
 from .runtime.session import OpenSession, Session
@@ -51,16 +52,20 @@ class File:
 
 @dataclass(frozen=True)
 class Way:
-    """One way to run a file: its content, the graph that runs, both made when they are needed, and what runs it."""
+    """One way to run a file: its content, the graph that runs, both made when they are needed, and what runs it.
+
+    Attributes:
+        opened: what has its session, if somebody else opens it.
+    """
 
     data: Callable[[], ModelFile | Path]
     graph: Callable[[], ir.Model]
     load: OpenSession = onnxruntime.open_session
-    session: Session | None = None
+    opened: Callable[[], Session] | None = None
 
     def open(self) -> Session:
-        """The session that it was given, or a new one with all threads."""
-        return self.session or self.load(self.data(), threads=available_threads())
+        """The session that it is given, or a new one with all threads."""
+        return self.load(self.data(), threads=available_threads()) if self.opened is None else self.opened()
 
 
 @dataclass(frozen=True)
@@ -77,26 +82,39 @@ class Judge:
         ways: Mapping[str, Way],
         precision: Precision,
         *,
+        at_once: int = 0,
         out_of_range: tuple[OutOfRange, ...] = (),
         step: Step = untold,
     ) -> ParityReport:
-        """The worst of all ways, by name, within the limits of the precision; `step` is told of each."""
-        openers: dict[str, parity.Opener] = {name: way.open for name, way in ways.items()}
-        classifier = not self.spec.features
-        proof = parity.compare(
-            self.decide.outputs,
-            openers,
-            self.images,
-            precision,
-            self.spec.outputs,
-            classifier=classifier,
-            out_of_range=out_of_range,
-            step=step,
-        )
-        if not self.clusters:
-            return proof
-        clusterings = {name: Clusterings(way.graph, available_threads(), way.load) for name, way in ways.items()}
-        return clustering_parity.weigh(proof, self.decide, clusterings, self.images, classifier=classifier, step=step)
+        """The worst of all ways, by name, within the limits of the precision.
+
+        Args:
+            at_once: sessions that are opened on threads of their own before it is their turn; they stay in memory.
+            step: told of each way.
+        """
+        threads, classifier = available_threads(), not self.spec.features
+        with ahead(at_once) as begin:
+            openers: dict[str, parity.Opener] = {name: begin(way.open) for name, way in ways.items()}
+            clusterings = {
+                name: begin(Clusterings(way.graph, threads, way.load).open)
+                for name, way in ways.items()
+                if self.clusters
+            }
+            proof = parity.compare(
+                self.decide.outputs,
+                openers,
+                self.images,
+                precision,
+                self.spec.outputs,
+                classifier=classifier,
+                out_of_range=out_of_range,
+                step=step,
+            )
+            if not self.clusters:
+                return proof
+            return clustering_parity.weigh(
+                proof, self.decide, clusterings, self.images, classifier=classifier, step=step
+            )
 
 
 def judge_of(model: nn.Module, lowered: Lowered, images: ImageSet) -> Judge:

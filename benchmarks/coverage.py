@@ -110,7 +110,7 @@ def _proof(eager: EagerDecisions, converted: Converted, loaded: LoadedModel, ima
     proof = parity.compare(eager.outputs, candidates, images, converted.precision, names, classifier=True)
     if not decisions(model.graph):
         return proof
-    clusterings = {"model.onnx": Clusterings(lambda: model, available_threads())}
+    clusterings = {"model.onnx": Clusterings(lambda: model, available_threads()).open}
     return clustering_parity.weigh(proof, eager, clusterings, images, classifier=True)
 
 

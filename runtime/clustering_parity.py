@@ -12,10 +12,12 @@ from numpy.typing import NDArray
 from ..artifacts import ClusterAgreement, NodeAgreement, OutputParity, ParityReport, Precision
 from ..calibration.images import ImageSet
 from ..progress import Step, untold
-from .clustering import Clusterings, Orders, agreement, lent_agreement, undecided
+from .clustering import Orders, agreement, lent_agreement, undecided
 from .parity import BATCHES, THRESHOLDS, Outputs, chunks_of, joined, judge, measure, worst
+from .session import Session
 
 Decide = Callable[[NDArray[np.float32]], tuple[Outputs, Orders]]
+Opener = Callable[[], tuple[Session, tuple[str, ...]]]
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class _Runs:
 def weigh(
     proof: ParityReport,
     decide: Decide,
-    candidates: Mapping[str, Clusterings],
+    candidates: Mapping[str, Opener],
     images: ImageSet,
     *,
     classifier: bool,
@@ -77,7 +79,7 @@ def weigh(
     Args:
         proof: of the candidates running freely; its outputs stay in the report.
         decide: eager: a batch (B, C, H, W) -> outputs and orders.
-        candidates: the same candidates, opened up.
+        candidates: what opens the same candidates, laid open, as `Clusterings.open` does.
         step: told of each candidate.
     """
     failures = [f"{each.name}: not finite" for each in proof.outputs if not np.isfinite(each.rms_rel)]
@@ -85,9 +87,9 @@ def weigh(
     changed: dict[str, list[float]] = {output.name: [] for output in proof.outputs}
     shares: tuple[_Shares, _Shares, _Shares] = ({}, {}, {})
     batches = [_Batch.of(batch, chunks_of(images, batch), decide) for batch in BATCHES]
-    for method, clusterings in candidates.items():
+    for method, opener in candidates.items():
         with step(f"{method}, its clusterings"):
-            results = _run(clusterings, batches)
+            results = _run(opener, batches)
         for batch, runs in zip(batches, results, strict=True):
             for kind, measured in zip(shares, (runs.agreements, runs.alone, runs.lent), strict=True):
                 for node, values in measured.items():
@@ -119,9 +121,9 @@ def _judge_node(node: NodeAgreement, least: Least) -> list[str]:
     return texts
 
 
-def _run(clusterings: Clusterings, batches: Sequence[_Batch]) -> list[_Runs]:
+def _run(opener: Opener, batches: Sequence[_Batch]) -> list[_Runs]:
     """One candidate over all batches."""
-    session, nodes = clusterings.open()
+    session, nodes = opener()
 
     def outputs(batch: _Batch, given: Callable[[Orders], Orders]) -> list[Outputs]:
         return [

@@ -53,7 +53,7 @@ def proof(model: ir.Model, eager: EagerDecisions, images: ImageSet, precision: s
     """The whole judgement of one graph, as an export makes it."""
     candidates = {"file": lambda: open_session(serialize(model), threads=2)}
     free = parity.compare(eager.outputs, candidates, images, precision, ("logits",), classifier=True)  # type: ignore[arg-type]
-    return weigh(free, eager, {"file": Clusterings(lambda: model, 2)}, images, classifier=True)
+    return weigh(free, eager, {"file": Clusterings(lambda: model, 2).open}, images, classifier=True)
 
 
 def test_agreement_counts_tokens_in_the_same_cluster() -> None:
