@@ -47,8 +47,10 @@ def test_what_stops_an_opener_is_raised_where_it_is_asked_for() -> None:
 @pytest.mark.parametrize("stopped", [False, True])
 def test_nothing_runs_any_more_after_the_block(stopped: bool) -> None:
     finished: list[int] = []
+    begun = threading.Event()
 
     def slowly() -> None:
+        begun.set()
         threading.Event().wait(0.2)
         finished.append(1)
 
@@ -56,6 +58,7 @@ def test_nothing_runs_any_more_after_the_block(stopped: bool) -> None:
         with ahead(1) as begin:
             begin(slowly)
             begin(slowly)
+            assert begun.wait(_PATIENCE)
             if stopped:
                 raise InputError("stop")
     except InputError:
