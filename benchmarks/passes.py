@@ -4,9 +4,10 @@
     python benchmarks/passes.py caformer_s18 focalnet_t --out docs/passes.json
 
 Every variant is held against the whole recipe's outputs before it is timed; each runs in a process of
-its own with the same threads, all are timed in turn, and a gain is a ratio of medians. The whole recipe
-runs in two processes: what one of them gains over both is what chance makes. A pass that gains nothing
-anywhere is not kept. Passes that another needs (ExpandMixerOps, GlobalFilterToMatmul) and those
+its own with the same threads, all are timed in turn, and a gain is the median of the ratios of times taken
+in the same turn: a few per cent are lost in how a busy machine's speed changes, which turns share. The
+whole recipe runs in two processes: what one of them gains over both is what chance makes. A pass that
+gains nothing anywhere is not kept. Passes that another needs (ExpandMixerOps, GlobalFilterToMatmul) and those
 without a cost of their own are not left out.
 """
 
@@ -56,7 +57,7 @@ FORM_OF = {"onnxruntime": "portable", "openvino": "openvino"}
 
 @dataclass
 class Row:
-    """One pass on one model: `gain` is the median without it over the median of the whole recipe."""
+    """One pass on one model: medians without it and of the whole recipe, and how much longer a turn takes without."""
 
     model: str
     runtime: str
@@ -105,9 +106,15 @@ def measure(name: str, runtime: str, rounds: int, threads: int) -> list[Row]:
                 raise SystemExit(f"{name}: " + "; ".join(f"{each.name}: {why}" for each, why in failures.items()))
             hold_against_whole(name, running, x, clusters=bool(decisions(traced.model.graph)))
             times = interleaved(running, x, rounds)
+    whole = (np.array(times[WHOLE]) + np.array(times[AGAIN])) / 2
     base = bench.median(times[WHOLE] + times[AGAIN])
-    medians = {each: bench.median(times[each]) for each in (AGAIN, *rewrites)}
-    return [Row(name, runtime, each, rewrites.get(each, 0), ms, base, ms / base) for each, ms in medians.items()]
+    return [
+        Row(
+            name, runtime, each, rewrites.get(each, 0), bench.median(times[each]), base,
+            gain=float(np.median(np.array(times[each]) / whole)),
+        )
+        for each in (AGAIN, *rewrites)
+    ]  # fmt: skip
 
 
 def write_variants(traced: Traced, form: str, folder: Path) -> dict[str, int]:
