@@ -53,6 +53,8 @@ KEPT = {
     "MergeTransposes",
 }
 FORM_OF = {"onnxruntime": "portable", "openvino": "openvino"}
+WITH_FACTORS = "convformer_s18"
+"""StarReLU before a padded convolution in every block, which the others have seldom."""
 
 
 @dataclass
@@ -161,11 +163,18 @@ def markdown(report: Report) -> str:
 @click.option("--runtime", "runtimes", type=click.Choice(sorted(FORM_OF)), multiple=True, help="Default: all.")
 @click.option("--rounds", type=int, default=20, show_default=True, help="Timed rounds.")
 @click.option("--threads", type=int, default=available_threads(), help="For every variant.")
+@click.option("--add", is_flag=True, help="Keep what --out has of other models; date and versions are of this run.")
 @click.option("--out", type=click.Path(path_type=Path), help="JSON; the table goes beside it as Markdown.")
-def main(models: tuple[str, ...], runtimes: tuple[str, ...], rounds: int, threads: int, out: Path | None) -> None:
+def main(
+    models: tuple[str, ...], runtimes: tuple[str, ...], rounds: int, threads: int, add: bool, out: Path | None
+) -> None:
     """Time MODELS (one of each family if none is named) with each pass of their form left out."""
     report = Report(datetime.now(UTC).date().isoformat(), bench.machine(), threads, versions())
-    for name in models or MODELS:
+    chosen = models or (*MODELS, WITH_FACTORS)
+    if add and out is not None:
+        saved = [Row(**row) for row in json.loads(out.read_text(encoding="utf-8"))["rows"]]
+        report.rows += [row for row in saved if row.model not in chosen]
+    for name in chosen:
         for runtime in runtimes or FORM_OF:
             report.rows += measure(name, runtime, rounds, threads)
             if out is not None:
