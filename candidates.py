@@ -85,7 +85,7 @@ def judge_candidates(
 
 
 def _at_once(file: File) -> int:
-    """OpenVINO compiles a large graph for seconds, on one core."""
+    """How many sessions are opened at once: OpenVINO compiles for seconds, on one core; of a large file, none ahead."""
     return 0 if file.large else available_threads()
 
 

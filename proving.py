@@ -89,12 +89,13 @@ class Judge:
         """The worst of all ways, by name, within the limits of the precision.
 
         Args:
-            at_once: sessions that are opened on threads of their own before it is their turn; they stay in memory.
+            at_once: graphs with clusterings laid open that are opened ahead, on threads of their own; those stay
+                in memory.
             step: told of each way.
         """
         threads, classifier = available_threads(), not self.spec.features
+        openers: dict[str, parity.Opener] = {name: way.open for name, way in ways.items()}
         with ahead(at_once) as begin:
-            openers: dict[str, parity.Opener] = {name: begin(way.open) for name, way in ways.items()}
             clusterings = {
                 name: begin(Clusterings(way.graph, threads, way.load).open)
                 for name, way in ways.items()

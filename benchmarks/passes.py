@@ -5,9 +5,9 @@
 
 Every variant is held against the whole recipe's outputs before it is timed; each runs in a process of
 its own with the same threads, all are timed in turn, and a gain is the median of the ratios of times taken
-in the same turn: a few per cent are lost in how a busy machine's speed changes, which turns share. The
-whole recipe runs in two processes: what one of them gains over both is what chance makes. A pass that
-gains nothing anywhere is not kept. Passes that another needs (ExpandMixerOps, GlobalFilterToMatmul) and those
+in the same turn: a busy machine changes its speed from turn to turn, by more than a pass gains. The whole
+recipe runs in two processes: what one of them gains over both is what chance makes. A pass that gains
+nothing anywhere is not kept. Passes that another needs (ExpandMixerOps, GlobalFilterToMatmul) and those
 without a cost of their own are not left out.
 """
 

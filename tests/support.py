@@ -14,18 +14,32 @@ from types import ModuleType
 import numpy as np
 import onnx_ir as ir
 import onnxruntime
+import pytest
 import torch
 from torch import nn
 
 from metaformer_export.artifacts import ModelSpec
+from metaformer_export.errors import MissingDependencyError
 from metaformer_export.export.ops.mixer_op import DOMAIN, MixerOp
 from metaformer_export.export.passes.base import Pass, run_pass
 from metaformer_export.export.serialize import serialize
 from metaformer_export.models import hornet, registry
 from metaformer_export.models.family import Family, Preprocessing, Variant
+from metaformer_export.runtime import openvino
 from metaformer_export.runtime.onnxruntime import open_session
 
 GOLDEN = Path(__file__).parent / "golden"
+
+
+def _has_bfloat16() -> bool:
+    try:
+        openvino.check("bf16")
+    except MissingDependencyError:
+        return False
+    return True
+
+
+needs_bfloat16 = pytest.mark.skipif(not _has_bfloat16(), reason="this CPU has no bfloat16")
 
 
 def _golden_module() -> ModuleType:

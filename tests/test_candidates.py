@@ -21,7 +21,7 @@ from metaformer_export.artifacts import BenchRow, Candidate, Lowered, ParityRepo
 from metaformer_export.calibration.images import load_images
 from metaformer_export.candidates import judge_candidates
 from metaformer_export.cli import main
-from metaformer_export.errors import InputError, MissingDependencyError
+from metaformer_export.errors import InputError
 from metaformer_export.export.lower import lower
 from metaformer_export.export.serialize import serialize
 from metaformer_export.options import ExportOptions
@@ -33,17 +33,6 @@ from metaformer_export.timing import Stopwatch, choose
 
 SMALL = ["--model", "hornet_test", "--resolution", "64", "--num-classes", "10", "--output", "out"]
 ORT, OPENVINO = "onnxruntime-cpu", "openvino-cpu"
-
-
-def _has_bfloat16() -> bool:
-    try:
-        openvino.check("bf16")
-    except MissingDependencyError:
-        return False
-    return True
-
-
-needs_bfloat16 = pytest.mark.skipif(not _has_bfloat16(), reason="this CPU has no bfloat16")
 
 
 @pytest.fixture
@@ -63,7 +52,7 @@ def _passed(bench: dict[str, Any]) -> dict[tuple[str, str, str], bool]:
     return {(each["runtime"], each["precision"], each["file"]): each["passed"] for each in bench["candidates"]}
 
 
-@needs_bfloat16
+@support.needs_bfloat16
 def test_auto_records_every_candidate_and_picks_the_fastest_that_passes(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -94,7 +83,7 @@ def test_auto_records_every_candidate_and_picks_the_fastest_that_passes(
     assert said[1] in Path("out/report.html").read_text("utf-8")
 
 
-@needs_bfloat16
+@support.needs_bfloat16
 def test_a_candidate_that_fails_parity_is_recorded_and_never_picked(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -112,7 +101,7 @@ def test_a_candidate_that_fails_parity_is_recorded_and_never_picked(
     assert "note: No candidate: OpenVINO in bf16. logits: max_rel " in captured.err
 
 
-@needs_bfloat16
+@support.needs_bfloat16
 def test_a_bfloat16_file_is_proved_and_timed_in_openvino(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*SMALL, "--bf16"]) == 0
     bench = _report("bench")
@@ -131,7 +120,7 @@ def test_a_bfloat16_file_is_proved_and_timed_in_openvino(here: Path, capsys: pyt
     assert "was not timed" not in captured.out
 
 
-@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=needs_bfloat16)])
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=support.needs_bfloat16)])
 def test_target_openvino_decides_with_openvino_too(here: Path, precision: str) -> None:
     low = precision == "bf16"
     assert main([*SMALL, "--target", "openvino", *(["--bf16"] if low else [])]) == 0
@@ -279,7 +268,7 @@ def test_a_runtime_that_computes_something_else_is_not_a_candidate(
     assert (ORT, "fp32") in timed
 
 
-@needs_bfloat16
+@support.needs_bfloat16
 def test_a_model_with_a_float32_op_is_not_lowered_by_a_hint(
     small_boat: nn.Module, traced_small_boat: Traced, tmp_path: Path
 ) -> None:

@@ -30,17 +30,6 @@ from metaformer_export.runtime.parity import THRESHOLDS
 X = support.image(3, 3, 224, 224)
 
 
-def _has_bfloat16() -> bool:
-    try:
-        openvino.check("bf16")
-    except MissingDependencyError:
-        return False
-    return True
-
-
-needs_bfloat16 = pytest.mark.skipif(not _has_bfloat16(), reason="this CPU has no bfloat16")
-
-
 @pytest.fixture(scope="module")
 def lowered(traced_small_7x7: Traced) -> Lowered:
     return lower(traced_small_7x7, "portable")
@@ -82,7 +71,7 @@ def test_weights_outside_the_graph_are_found_in_memory_and_in_files(
             assert support.relative_error(got, logits) <= 1e-4
 
 
-@needs_bfloat16
+@support.needs_bfloat16
 @pytest.mark.parametrize("written", ["bf16", "fp32"])
 def test_bfloat16_is_really_run_in_bfloat16(lowered: Lowered, logits: np.ndarray, written: str) -> None:
     """A bfloat16 file as it is written, and a float32 file that OpenVINO lowers."""
@@ -101,7 +90,7 @@ def _sorts(session: Session) -> Counter[str]:
     return Counter(info["runtimePrecision"].astype(str) for info in infos if info["layerType"].astype(str) == "TopK")
 
 
-@needs_bfloat16
+@support.needs_bfloat16
 def test_a_bfloat16_file_keeps_its_clusterings_in_float32_and_a_hint_would_not(
     boat: Lowered, small_boat: nn.Module
 ) -> None:
