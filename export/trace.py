@@ -16,6 +16,7 @@ from torch import nn
 
 from ..artifacts import ModelSpec, Traced
 from ..errors import InputError
+from . import repeats
 from .collector import paused
 from .graph import SCOPES, module_of
 from .simplify import simplify
@@ -46,7 +47,8 @@ def trace(model: nn.Module, spec: ModelSpec, opset: int = DEFAULT_OPSET) -> Trac
     example = torch.zeros(2, spec.in_chans, *spec.image_size)
     shapes = ({0: torch.export.Dim("batch")},)
     with _quiet_exporter(), paused(), torch.no_grad():
-        captured = torch.export.export(model, (example,), dynamic_shapes=shapes, strict=False)
+        with repeats.marked(model):
+            captured = torch.export.export(model, (example,), dynamic_shapes=shapes, strict=False)
         program = torch.onnx.export(
             _decomposed_if_needed(captured),
             dynamo=True,
@@ -60,6 +62,7 @@ def trace(model: nn.Module, spec: ModelSpec, opset: int = DEFAULT_OPSET) -> Trac
         if program is None:
             raise RuntimeError("the exporter returned nothing")
         traced: ir.Model = program.model
+        repeats.write_out(traced.graph, model)
         simplify(traced)
     traced.graph.name = spec.name
     _scope_orphans(traced.graph)

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Repeated blocks are traced once, and the graph is the one that tracing all of them gives."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Hashable
+from dataclasses import replace
+from typing import Any
+
+import onnx_ir as ir
+import pytest
+import support
+from small_models import KINDS, SIDES
+from torch import Tensor, nn
+
+from metaformer_export.export import repeats
+from metaformer_export.export.graph import module_of
+from metaformer_export.export.trace import trace
+from metaformer_export.models import hornet
+from metaformer_export.models.family import BuildOptions
+from metaformer_export.runtime import eager
+
+_DEEPER: dict[str, Any] = {
+    "boat_swin": {"depths": (1, 1, 4, 1)},
+    "boat_cswin": {"depths": (1, 1, 4, 1)},
+    "acmix_swin": {"depths": (1, 1, 4, 1)},
+}
+"""So that some blocks are alike: these take turns."""
+
+
+def _canonical(graph: ir.Graph) -> list[Hashable]:
+    """All nodes in order; values by who makes them, weights by content: what is left of a graph without names."""
+    names: dict[ir.Value | None, Hashable] = {value: value.name for value in graph.inputs}
+    for value in graph.initializers.values():
+        assert value.const_value is not None
+        array = value.const_value.numpy()
+        names[value] = (str(array.dtype), array.shape, hashlib.sha256(array.tobytes()).hexdigest())
+    nodes: list[Hashable] = []
+    for i, node in enumerate(graph):
+        attributes = tuple(sorted((key, repr(each.value)) for key, each in node.attributes.items()))
+        inputs = tuple(None if value is None else names[value] for value in node.inputs)
+        shapes = tuple(str(value.shape) for value in node.outputs)
+        nodes.append((node.domain, node.op_type, attributes, module_of(node), inputs, shapes))
+        names |= {value: (i, n) for n, value in enumerate(node.outputs)}
+    return [*nodes, tuple(names[value] for value in graph.outputs)]
+
+
+@pytest.mark.parametrize("kind", [*KINDS])
+def test_copies_make_the_graph_that_tracing_all_blocks_makes(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    family, config = KINDS[kind]
+    config = (1, 3, 1, 1) if kind == "acmix_resnet" else replace(config, **_DEEPER.get(kind, {}))  # type: ignore[type-var]
+    module = support.fill_golden(family.build(config, BuildOptions(num_classes=10)))
+    spec = support.spec_for(kind, SIDES.get(kind, (64, 96)))
+    copied = _canonical(trace(module, spec).model.graph)
+    monkeypatch.setattr(repeats, "_kinds", lambda model: [])
+    assert copied == _canonical(trace(module, spec).model.graph)
+
+
+def test_of_a_deep_stage_one_block_is_traced(monkeypatch: pytest.MonkeyPatch) -> None:
+    depths = (1, 2, 6, 1)
+    module = support.fill_golden(hornet.HorNet(replace(support.SMALL, depths=depths), BuildOptions(num_classes=10)))
+    forward, calls = hornet.Block.forward, Counter[nn.Module]()
+
+    def counted(block: hornet.Block, x: Tensor) -> Tensor:
+        calls[block] += 1
+        return forward(block, x)
+
+    monkeypatch.setattr(hornet.Block, "forward", counted)
+    graph = trace(module, support.spec_for("deep", (64, 96))).model.graph
+    assert len(calls) == len(depths)
+    assert "forward" not in module.stages[2][3].__dict__
+    assert {f"stages.2.{i}.gnconv.proj_out" for i in range(6)} <= {module_of(node) for node in graph}
+    assert not any(node.domain.startswith("metaformer") for node in graph)
+
+
+class _Scaled(nn.Module):
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.scale * self.conv(x)
+        return out
+
+
+class _Pair(nn.Module):
+    """Two inputs, two outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 1)
+
+    def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        return self.conv(x) + y, x - y
+
+
+class _Net(nn.Module):
+    """Blocks that are alike, that differ in an attribute, that are one module, and that cannot be copied."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alike = nn.Sequential(*(_Scaled(0.5) for _ in range(3)))
+        self.different = nn.Sequential(_Scaled(0.5), _Scaled(2.0))
+        self.same = nn.ModuleList([_Scaled(0.5)] * 2)
+        self.pairs = nn.ModuleList([_Pair(), _Pair()])
+        self.nested = nn.Sequential(*(nn.Sequential(_Scaled(0.7), _Scaled(0.7)) for _ in range(2)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.different(self.alike(x))
+        for block in self.same:
+            x = block(x)
+        y = x
+        for pair in self.pairs:
+            x, y = pair(x, y)
+        out: Tensor = self.nested(x + y)
+        return out
+
+
+def test_blocks_of_every_sort_compute_what_eager_computes() -> None:
+    module = support.fill_golden(_Net())
+    graph = trace(module, support.spec_for("net", (16, 24))).model
+    assert sum(node.op_type == "Conv" for node in graph.graph) == 13
+    x = support.image(3, 3, 16, 24)
+    assert support.relative_error(support.run_model(graph, x)[0], eager.run(module, x)[0]) <= 1e-5
