@@ -24,7 +24,7 @@ from pathlib import Path
 import click
 import numpy as np
 from chosen import MODELS
-from peers import Array, Candidate
+from peers import MAX_ERROR_OF_CLUSTERS, Array, Candidate
 from serving import Running, interleaved, started
 
 from metaformer_export.artifacts import Traced
@@ -41,8 +41,6 @@ from metaformer_export.runtime.threads import available_threads
 
 MAX_ERROR = 1e-4
 """Largest difference from the whole recipe, over the spread of its output."""
-MAX_ERROR_OF_CLUSTERS = 0.1
-"""Root mean square likewise, where rounding may move a token into another cluster."""
 WHOLE, AGAIN = "whole", "nothing"
 KEPT = {
     "ExpandMixerOps",

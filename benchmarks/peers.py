@@ -26,18 +26,22 @@ from numpy.typing import NDArray
 from torch import nn
 
 from metaformer_export.artifacts import Precision
+from metaformer_export.calibration.images import load_images
 from metaformer_export.export.lower import lower
 from metaformer_export.export.precision import convert
 from metaformer_export.export.serialize import serialize
 from metaformer_export.export.trace import BFLOAT16_OPSET, DEFAULT_OPSET, trace
 from metaformer_export.models.loading import load_model
 from metaformer_export.models.mixers import feature_space_attention, global_filter, local_attention
+from metaformer_export.proving import Way, judge_of
 from metaformer_export.runtime import eager, onnxruntime, openvino
 
 Array = NDArray[np.float32]
 Run = Callable[[Array], Array]
 Load = Callable[[], nn.Module]
 
+MAX_ERROR_OF_CLUSTERS = 0.1
+"""Root mean square over the spread of eager's output, where rounding may move a token into another cluster."""
 _SETTLE_S = 0.06
 _MIXER_OPS = (feature_space_attention, global_filter, local_attention)
 
@@ -92,11 +96,22 @@ def installed(candidate: Candidate) -> bool:
 
 
 def _ours(form: str, precision: Precision, file: str, model: str, size: int | None, folder: Path) -> None:
-    """What an export writes."""
+    """What an export writes; of a model that clusters, only if it holds parity with eager's own clusters.
+
+    Timed candidates decide for themselves, each its own way on near ties, which no limit on outputs can judge well.
+    """
     loaded = load_model(model, image_size=size)
     opset = BFLOAT16_OPSET if precision == "bf16" else DEFAULT_OPSET
     lowered = lower(trace(loaded.module, loaded.spec, opset), form)
-    serialize(convert(lowered, precision).model, file).write(folder / file)
+    converted = convert(lowered, precision)
+    serialize(converted.model, file).write(folder / file)
+    judge = judge_of(loaded.module, lowered, load_images(None, loaded.spec))
+    if judge.clusters:
+        runtime = openvino if form == "openvino" else onnxruntime
+        way = Way(lambda: folder / file, lambda: converted.model, runtime.open_session)
+        proof = judge.compare({runtime.NAME: way}, precision)
+        if not proof.passed:
+            raise RuntimeError("; ".join(proof.failures))
 
 
 class _PlainTorch:
