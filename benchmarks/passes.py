@@ -137,7 +137,7 @@ def hold_against_whole(name: str, running: Sequence[Running], x: Array, *, clust
         want = answer[0] if want is None else want
         difference = np.abs(answer[0] - want) / want.std()
         error = float(np.sqrt(np.mean(difference**2)) if clusters else difference.max())
-        if not error <= (MAX_ERROR_OF_CLUSTERS if clusters else MAX_ERROR):
+        if not error <= (MAX_ERROR_OF_CLUSTERS["fp32"] if clusters else MAX_ERROR):
             raise SystemExit(f"{name} without {each.candidate.name}: differs by {error:.1e}; nothing was timed")
 
 

@@ -40,8 +40,10 @@ Array = NDArray[np.float32]
 Run = Callable[[Array], Array]
 Load = Callable[[], nn.Module]
 
-MAX_ERROR_OF_CLUSTERS = 0.1
-"""Root mean square over the spread of eager's output, where rounding may move a token into another cluster."""
+MAX_ERROR_OF_CLUSTERS: Mapping[Precision, float] = {"fp32": 0.1, "bf16": 0.2}
+"""Root mean square over the spread of eager's output, where rounding may move a token into another cluster: ours, whose
+arithmetic is proved apart, is at up to 0.08 and 0.15, peers likewise.
+"""
 _SETTLE_S = 0.06
 _MIXER_OPS = (feature_space_attention, global_filter, local_attention)
 

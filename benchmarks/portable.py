@@ -155,8 +155,8 @@ def _judged(row: Row, spec: ModelSpec, want: Array, got: Array) -> str:
     row.max_error, row.rms_error = measured.max_rel, measured.rms_rel
     if spec.family not in CLUSTERING:
         return "; ".join(parity.judge(measured, parity.THRESHOLDS[row.precision]))
-    held = measured.rms_rel <= MAX_ERROR_OF_CLUSTERS
-    return "" if held else f"logits: rms_rel {measured.rms_rel:.3g} is above {MAX_ERROR_OF_CLUSTERS:g}"
+    limit = MAX_ERROR_OF_CLUSTERS[row.precision]
+    return "" if measured.rms_rel <= limit else f"logits: rms_rel {measured.rms_rel:.3g} is above {limit:g}"
 
 
 @click.command()
