@@ -190,6 +190,7 @@ def main(
     for model in models or MODELS:
         for size in sizes or (None,):
             report.rows += measure(model, size, batches, chosen, rounds, threads)
+            report.rows.sort(key=_place)
             if out is not None:
                 out.write_text(json.dumps(asdict(report), indent=2) + "\n", encoding="utf-8")
                 out.with_suffix(".md").write_text(markdown(asdict(report)), encoding="utf-8")
@@ -203,6 +204,11 @@ def _kept(out: Path, report: Report, models: Sequence[str]) -> list[Row]:
         if saved[key] != getattr(report, key):
             raise click.UsageError(f"{out} is of other {key} ({saved[key]}); time all models again.")
     return [row for row in (Row(**row) for row in saved["rows"]) if row.model not in models]
+
+
+def _place(row: Row) -> int:
+    """Models in the order of their list, others after them, whatever was timed first."""
+    return MODELS.index(row.model) if row.model in MODELS else len(MODELS)
 
 
 def _wanted(candidate: Candidate, precisions: tuple[str, ...], only: tuple[str, ...]) -> bool:
