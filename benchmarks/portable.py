@@ -81,6 +81,8 @@ def measure(
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         failures = _make_files(model, size, folder, candidates)
+        if CANDIDATES[0] in failures:
+            raise SystemExit(f"{spec.name}: {failures[CANDIDATES[0]]}; nothing was timed")
         if spec.family in CLUSTERING:
             failures[LOWERED_PORTABLE] = "not offered: clustering stays in float32"
         with started(model, size, folder, candidates, failures, threads) as running:
@@ -169,7 +171,7 @@ def _judged(row: Row, spec: ModelSpec, want: Array, got: Array) -> str:
     "--rounds", type=int, default=30, show_default=True, help=f"Of {RUNS} timed runs each; fewer at large batches."
 )
 @click.option("--threads", type=int, default=available_threads(), help="For every candidate.")
-@click.option("--add", is_flag=True, help="Keep what --out has of other models, if versions and threads are the same.")
+@click.option("--add", is_flag=True, help="Keep what --out has of other models, if of today and of this setup.")
 @click.option("--out", type=click.Path(path_type=Path), help="JSON; the tables go beside it as Markdown.")
 def main(
     models: tuple[str, ...],
@@ -200,7 +202,7 @@ def main(
 def _kept(out: Path, report: Report, models: Sequence[str]) -> list[Row]:
     """Rows of an earlier run of the same setup; UsageError if it was another."""
     saved = json.loads(out.read_text(encoding="utf-8"))
-    for key in ("machine", "threads", "versions"):
+    for key in ("date", "machine", "threads", "rounds", "versions"):
         if saved[key] != getattr(report, key):
             raise click.UsageError(f"{out} is of other {key} ({saved[key]}); time all models again.")
     return [row for row in (Row(**row) for row in saved["rows"]) if row.model not in models]

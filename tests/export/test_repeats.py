@@ -98,20 +98,17 @@ class _Pair(nn.Module):
 
 
 class _Net(nn.Module):
-    """Blocks that are alike, that differ in an attribute, that are one module, and that cannot be copied."""
+    """Blocks that are alike, that differ in an attribute, that lie in others that are alike, that cannot be copied."""
 
     def __init__(self) -> None:
         super().__init__()
         self.alike = nn.Sequential(*(_Scaled(0.5) for _ in range(3)))
         self.different = nn.Sequential(_Scaled(0.5), _Scaled(2.0))
-        self.same = nn.ModuleList([_Scaled(0.5)] * 2)
         self.pairs = nn.ModuleList([_Pair(), _Pair()])
         self.nested = nn.Sequential(*(nn.Sequential(_Scaled(0.7), _Scaled(0.7)) for _ in range(2)))
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.different(self.alike(x))
-        for block in self.same:
-            x = block(x)
         y = x
         for pair in self.pairs:
             x, y = pair(x, y)
@@ -119,9 +116,27 @@ class _Net(nn.Module):
         return out
 
 
-def test_blocks_of_every_sort_compute_what_eager_computes() -> None:
+def test_blocks_of_every_sort_compute_what_eager_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    forward, calls = _Scaled.forward, Counter[nn.Module]()
+
+    def counted(block: _Scaled, x: Tensor) -> Tensor:
+        calls[block] += 1
+        return forward(block, x)
+
     module = support.fill_golden(_Net())
+    x = support.image(3, 3, 16, 24)
+    want = eager.run(module, x)[0]
+    monkeypatch.setattr(_Scaled, "forward", counted)
     graph = trace(module, support.spec_for("net", (16, 24))).model
-    assert sum(node.op_type == "Conv" for node in graph.graph) == 13
+    assert len(calls) == 1 + 2 + 1  # alike, different, nested in alike
+    assert sum(node.op_type == "Conv" for node in graph.graph) == 3 + 2 + 2 + 4
+    assert support.relative_error(support.run_model(graph, x)[0], want) <= 1e-5
+
+
+def test_blocks_that_share_a_weight_are_all_traced() -> None:
+    first, second = _Scaled(0.5), _Scaled(0.5)
+    second.conv.weight = first.conv.weight
+    module = support.fill_golden(nn.Sequential(first, second))
+    graph = trace(module, support.spec_for("shared", (16, 24))).model
     x = support.image(3, 3, 16, 24)
     assert support.relative_error(support.run_model(graph, x)[0], eager.run(module, x)[0]) <= 1e-5
