@@ -102,6 +102,16 @@ def test_the_collector_is_as_it_was(small_gf: nn.Module) -> None:
     with pytest.raises(RuntimeError, match="3 channels"):
         trace(small_gf, replace(support.spec_for("hornet_test_gf"), in_chans=1))
     assert gc.isenabled()
+    assert gc.get_freeze_count() == 0
+
+
+def test_objects_that_the_program_froze_stay_so(small_gf: nn.Module) -> None:
+    gc.freeze()
+    try:
+        trace(small_gf, support.spec_for("hornet_test_gf"))
+        assert gc.get_freeze_count() > 0
+    finally:
+        gc.unfreeze()
 
 
 def test_an_invalid_graph_does_not_pass_the_check(traced_small_7x7: Traced) -> None:
