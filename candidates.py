@@ -13,11 +13,11 @@ from .errors import InputError, MetaformerExportError
 from .export.precision import float32_only
 from .options import ExportOptions
 from .progress import Progress, Step
-from .proving import File, Judge, Way, as_written, made_by
+from .proving import File, Judge, Proved, Way, as_written, made_by
 from .runtime import onnxruntime, openvino
-from .runtime.ahead import Begin, ahead
 from .runtime.session import OpenSession, Session
 from .runtime.threads import available_threads
+from .runtime.together import Begin, together
 from .timing import Stopwatch
 
 
@@ -62,7 +62,12 @@ class _Plan:
 
 
 def judge_candidates(
-    file: File, proof: ParityReport, judge: Judge, stopwatch: Stopwatch, options: ExportOptions, progress: Progress
+    file: File,
+    proved: Proved,
+    judge: Judge,
+    stopwatch: Stopwatch,
+    options: ExportOptions,
+    progress: Progress,
 ) -> tuple[Candidate, ...]:
     """Every way that the target has to run the delivered file, each held against eager by itself, and timed: all
     together, or, for a large file, each beside eager alone, so that one session at a time is in memory.
@@ -71,9 +76,9 @@ def judge_candidates(
     """
     candidates = []
     with progress.stage("runtimes") as done:
-        with ahead(_at_once(file)) as begin:
-            for plan in [_begun(each, begin) for each in _plans(file, options)]:
-                candidate, session = _tried(plan, file, proof, judge, progress.step)
+        with together(file.at_once) as begin:
+            for plan in [_begun(each, begin) for each in _plans(file, proved.ways, options)]:
+                candidate, session = _tried(plan, file, proved.report, judge, begin, progress.step)
                 candidates.append(candidate)
                 if session is not None:
                     stopwatch.take(candidate, session)
@@ -84,24 +89,18 @@ def judge_candidates(
     return tuple(candidates)
 
 
-def _at_once(file: File) -> int:
-    """How many sessions are opened at once: OpenVINO compiles for seconds, on one core; of a large file, none ahead."""
-    return 0 if file.large else available_threads()
-
-
-def _plans(file: File, options: ExportOptions) -> list[_Plan]:
+def _plans(file: File, proved: Mapping[str, Way], options: ExportOptions) -> list[_Plan]:
     delivered, float32 = as_written(file), made_by(lambda: file.lowered.model)
     plans = []
     for runtime in _RUNTIMES[options.target]:
         if options.precision != "fp32":
-            plans.append(_Plan(runtime, "fp32", "", float32))
-        proved = runtime is _ONNX_RUNTIME or options.target == "openvino"
-        plans.append(_Plan(runtime, options.precision, file.name, delivered, proved))
+            plans.append(_Plan(runtime, "fp32", "", replace(float32, load=runtime.load)))
+        known = proved.get(file.name_in(runtime.name))
+        way = known or replace(delivered, load=runtime.load)
+        plans.append(_Plan(runtime, options.precision, file.name, way, proved=known is not None))
     if options.target == "auto" and options.precision == "fp32":
-        plans.append(_Plan(_LOWERING, "bf16", file.name, delivered))
-    return [
-        replace(plan, way=replace(plan.way, load=plan.runtime.load), refusal=_refusal(plan, file)) for plan in plans
-    ]
+        plans.append(_Plan(_LOWERING, "bf16", file.name, replace(delivered, load=_LOWERING.load)))
+    return [replace(plan, refusal=_refusal(plan, file)) for plan in plans]
 
 
 def _refusal(plan: _Plan, file: File) -> str:
@@ -115,11 +114,13 @@ def _refusal(plan: _Plan, file: File) -> str:
 
 
 def _begun(plan: _Plan, begin: Begin) -> _Plan:
-    """The plan, whose session is being opened unless it is refused."""
-    return plan if plan.refusal else replace(plan, way=replace(plan.way, opened=begin(plan.way.open)))
+    """The plan, whose session is opened with others unless it is refused, or open already."""
+    return plan if plan.refusal or plan.proved else replace(plan, way=replace(plan.way, opened=begin(plan.way.open)))
 
 
-def _tried(plan: _Plan, file: File, proof: ParityReport, judge: Judge, step: Step) -> tuple[Candidate, Session | None]:
+def _tried(
+    plan: _Plan, file: File, proof: ParityReport, judge: Judge, begin: Begin, step: Step
+) -> tuple[Candidate, Session | None]:
     """A candidate, and its session where it is to be timed: what the export's own proof rests on is in any case."""
     settings = plan.runtime.settings(available_threads())
     candidate = Candidate(plan.runtime.name, plan.precision, plan.file, settings, passed=False)
@@ -131,7 +132,7 @@ def _tried(plan: _Plan, file: File, proof: ParityReport, judge: Judge, step: Ste
             session = way.open()
             way = replace(way, opened=lambda: session)
         if not plan.proved:
-            proof = judge.compare({plan.runtime.name: way}, plan.precision, at_once=_at_once(file), step=step)
+            proof = judge.compare({plan.runtime.name: way}, plan.precision, begin=begin, step=step)
         session = way.open()
     except MetaformerExportError as error:
         return replace(candidate, failures=(str(error),)), None

@@ -10,6 +10,7 @@ from . import remarks
 from .artifacts import ExportResult, Lowered, Manifest
 from .calibration.images import ImageSet, load_images
 from .candidates import judge_candidates
+from .export.collector import set_aside
 from .export.lower import lower_all
 from .export.ops.mixer_op import DOMAIN
 from .export.serialize import WEIGHTS, let_go
@@ -46,14 +47,15 @@ def run_export(options: ExportOptions, progress: Progress | None = None) -> Expo
         progress.note(text)
     lowered = _lower(loaded, options, progress)
     judge = judge_of(loaded.module, lowered[0], images)
-    with staged(folder) as staging:
+    with staged(folder) as staging, set_aside():
         with writing(folder):
             files, beyond = written(lowered, images, staging, options, progress)
             if files[0].large:
                 eager.leave_weights_in(loaded.module, staging / f"{eager.NAME}{WEIGHTS}")
-        proof = prove(files, beyond, judge, options, progress)
+        proved = prove(files, beyond, judge, options, progress)
+        proof = proved.report
         stopwatch = Stopwatch(loaded.module, images, options)
-        candidates = judge_candidates(files[0], proof, judge, stopwatch, options, progress)
+        candidates = judge_candidates(files[0], proved, judge, stopwatch, options, progress)
         timing = stopwatch.report(candidates, proof, progress)
         closing = remarks.closing_notes(proof, timing, options)
         for text in (*closing, *remarks.replacement_notes(replaced, loaded.spec, options)):

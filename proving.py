@@ -20,11 +20,11 @@ from .export.serialize import ModelFile, apart, data_path, left_on_disk, skeleto
 from .options import ExportOptions
 from .progress import Progress, Step, untold
 from .runtime import clustering_parity, onnxruntime, openvino, parity
-from .runtime.ahead import ahead
 from .runtime.clustering import Clusterings, EagerDecisions, decisions
 from .runtime.observe import largest_magnitudes, rounded
 from .runtime.session import OpenSession, Session
 from .runtime.threads import available_threads
+from .runtime.together import Begin, together, when_asked
 
 _FILES = {"portable": "model.onnx", "openvino": "model.onnx", "plugin": "model.plugin.onnx"}
 
@@ -48,6 +48,17 @@ class File:
     def large(self) -> bool:
         """Whether only one session of it is opened at a time: its weights lie beside the graph."""
         return data_path(self.path).exists()
+
+    @property
+    def at_once(self) -> int:
+        """How many sessions are opened at once, on threads of their own, because opening one keeps a single core busy
+        for seconds; of a large file, none.
+        """
+        return 0 if self.large else available_threads()
+
+    def name_in(self, runtime: str) -> str:
+        """What the way to run the file in that runtime is called."""
+        return f"{self.name} in {runtime}"
 
 
 @dataclass(frozen=True)
@@ -82,40 +93,46 @@ class Judge:
         ways: Mapping[str, Way],
         precision: Precision,
         *,
-        at_once: int = 0,
+        begin: Begin = when_asked,
         out_of_range: tuple[OutOfRange, ...] = (),
         step: Step = untold,
     ) -> ParityReport:
         """The worst of all ways, by name, within the limits of the precision.
 
         Args:
-            at_once: graphs with clusterings laid open that are opened ahead, on threads of their own; those stay
-                in memory.
+            begin: opens graphs with clusterings laid open.
             step: told of each way.
         """
         threads, classifier = available_threads(), not self.spec.features
         openers: dict[str, parity.Opener] = {name: way.open for name, way in ways.items()}
-        with ahead(at_once) as begin:
-            clusterings = {
-                name: begin(Clusterings(way.graph, threads, way.load).open)
-                for name, way in ways.items()
-                if self.clusters
-            }
-            proof = parity.compare(
-                self.decide.outputs,
-                openers,
-                self.images,
-                precision,
-                self.spec.outputs,
-                classifier=classifier,
-                out_of_range=out_of_range,
-                step=step,
-            )
-            if not self.clusters:
-                return proof
-            return clustering_parity.weigh(
-                proof, self.decide, clusterings, self.images, classifier=classifier, step=step
-            )
+        clusterings = {
+            name: begin(Clusterings(way.graph, threads, way.load).open) for name, way in ways.items() if self.clusters
+        }
+        proof = parity.compare(
+            self.decide.outputs,
+            openers,
+            self.images,
+            precision,
+            self.spec.outputs,
+            classifier=classifier,
+            out_of_range=out_of_range,
+            step=step,
+        )
+        if not self.clusters:
+            return proof
+        return clustering_parity.weigh(proof, self.decide, clusterings, self.images, classifier=classifier, step=step)
+
+
+@dataclass(frozen=True)
+class Proved:
+    """How an export compares with eager.
+
+    Attributes:
+        ways: to run the delivered file, by name; unless it is large, their sessions are still open.
+    """
+
+    report: ParityReport
+    ways: Mapping[str, Way]
 
 
 def judge_of(model: nn.Module, lowered: Lowered, images: ImageSet) -> Judge:
@@ -140,12 +157,14 @@ def written(
 
 def prove(
     files: tuple[File, ...], beyond: tuple[OutOfRange, ...], judge: Judge, options: ExportOptions, progress: Progress
-) -> ParityReport:
+) -> Proved:
     """How all files compare with eager."""
-    with progress.stage("parity") as done:
-        proof = judge.compare(_ways(files, options), options.precision, out_of_range=beyond, step=progress.step)
+    with progress.stage("parity") as done, together(files[0].at_once) as begin:
+        ways = {name: replace(way, opened=begin(way.open)) for name, way in _ways(files, options).items()}
+        proof = judge.compare(ways, options.precision, begin=begin, out_of_range=beyond, step=progress.step)
         done(remarks.parity_line(proof, not judge.spec.features))
-    return proof
+    delivered = {files[0].name_in(runtime) for runtime in (onnxruntime.NAME, openvino.NAME)}
+    return Proved(proof, {name: way for name, way in ways.items() if name in delivered})
 
 
 def _convert(lowered: Lowered, folder: Path, options: ExportOptions, peaks: dict[str, float]) -> File:
@@ -162,12 +181,12 @@ def _ways(files: tuple[File, ...], options: ExportOptions) -> dict[str, Way]:
     ways = {}
     for file in files:
         if options.precision != "bf16":  # ONNX Runtime's CPU cannot run it
-            ways[f"{file.name} in {onnxruntime.NAME}"] = as_written(file)
+            ways[file.name_in(onnxruntime.NAME)] = as_written(file)
         if options.precision != "fp32":
             model = partial(rounded, file.converted)
             ways[f"{file.name}, every tensor rounded to {options.precision}"] = made_by(model)
     if options.target == "openvino":
-        ways[f"{files[0].name} in {openvino.NAME}"] = replace(as_written(files[0]), load=openvino.open_session)
+        ways[files[0].name_in(openvino.NAME)] = replace(as_written(files[0]), load=openvino.open_session)
     return ways
 
 

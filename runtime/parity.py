@@ -55,8 +55,8 @@ def compare(
 
     Args:
         reference: eager float32: a batch (B, C, H, W) -> outputs in order.
-        candidates: ways to run the exported model, by name; each must pass. They are opened one at a
-            time, so that only one is in memory.
+        candidates: what opens ways to run the exported model, by name; each must pass, and is let go of before the
+            next is opened.
         names: of the outputs.
         classifier: whether outputs are logits (N, classes), of which the first classes are compared.
         step: told of each candidate.

@@ -17,7 +17,7 @@ import support
 from torch import nn
 
 from metaformer_export import load_engine, timing
-from metaformer_export.artifacts import BenchRow, Candidate, Lowered, ParityReport, Traced
+from metaformer_export.artifacts import BenchRow, Candidate, Lowered, Traced
 from metaformer_export.calibration.images import load_images
 from metaformer_export.candidates import judge_candidates
 from metaformer_export.cli import main
@@ -26,7 +26,7 @@ from metaformer_export.export.lower import lower
 from metaformer_export.export.serialize import serialize
 from metaformer_export.options import ExportOptions
 from metaformer_export.progress import Silent
-from metaformer_export.proving import File, Judge, judge_of, prove, written
+from metaformer_export.proving import File, Judge, Proved, judge_of, prove, written
 from metaformer_export.runtime import openvino, parity
 from metaformer_export.runtime.parity import Thresholds
 from metaformer_export.timing import Stopwatch, choose
@@ -189,7 +189,7 @@ def test_without_openvino_auto_goes_on_and_the_target_is_exit_code_3(
     assert note.startswith("No candidate: OpenVINO in fp32, OpenVINO in bf16. OpenVINO is not installed; pip install")
 
 
-def _proved(lowered: Lowered, judge: Judge, folder: Path, progress: Silent | None = None) -> tuple[File, ParityReport]:
+def _proved(lowered: Lowered, judge: Judge, folder: Path, progress: Silent | None = None) -> tuple[File, Proved]:
     """The written file, and how it compares with eager."""
     options, progress = ExportOptions(), progress or Silent()
     files, beyond = written((lowered,), judge.images, folder, options, progress)
@@ -197,26 +197,26 @@ def _proved(lowered: Lowered, judge: Judge, folder: Path, progress: Silent | Non
 
 
 def _tried(
-    file: File, proof: ParityReport, judge: Judge, progress: Silent | None = None
+    file: File, proved: Proved, judge: Judge, progress: Silent | None = None
 ) -> tuple[dict[tuple[str, str], Candidate], Stopwatch]:
     """All candidates, and the stopwatch that has those to be timed."""
     stopwatch = Stopwatch(judge.decide.model, judge.images, ExportOptions())
-    candidates = judge_candidates(file, proof, judge, stopwatch, ExportOptions(), progress or Silent())
+    candidates = judge_candidates(file, proved, judge, stopwatch, ExportOptions(), progress or Silent())
     return {(each.runtime, each.precision): each for each in candidates}, stopwatch
 
 
 @pytest.fixture(scope="module")
 def judged(
     small_7x7: nn.Module, traced_small_7x7: Traced, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[File, ParityReport, Judge]:
+) -> tuple[File, Proved, Judge]:
     """A right export of a small HorNet on two photographs, as far as its proof."""
     lowered = lower(traced_small_7x7, "portable")
     images = load_images(None, lowered.spec)
     images = replace(images, batch=images.batch[:2], names=images.names[:2], sha256=images.sha256[:2])
     judge = judge_of(small_7x7, lowered, images)
-    file, proof = _proved(lowered, judge, tmp_path_factory.mktemp("judged"))
-    assert proof.passed, proof.failures
-    return file, proof, judge
+    file, proved = _proved(lowered, judge, tmp_path_factory.mktemp("judged"))
+    assert proved.report.passed, proved.report.failures
+    return file, proved, judge
 
 
 class _Steps(Silent):
@@ -237,32 +237,32 @@ def test_progress_is_told_of_every_run_that_is_held_against_eager(
     images = load_images(None, lowered.spec)
     images = replace(images, batch=images.batch[:1], names=images.names[:1], sha256=images.sha256[:1])
     judge, steps = judge_of(small_boat, lowered, images), _Steps()
-    file, proof = _proved(lowered, judge, tmp_path, steps)
+    file, proved = _proved(lowered, judge, tmp_path, steps)
     assert steps.titles == ["eager", f"model.onnx in {ORT}", f"model.onnx in {ORT}, its clusterings"]
     steps.titles.clear()
-    _tried(file, proof, judge, steps)
+    _tried(file, proved, judge, steps)
     assert steps.titles == ["eager", OPENVINO, f"{OPENVINO}, its clusterings"]
 
 
 def test_a_runtime_that_computes_something_else_is_not_a_candidate(
-    judged: tuple[File, ParityReport, Judge], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    judged: tuple[File, Proved, Judge], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The file that OpenVINO reads has one weight that is one percent off."""
-    file, proof, judge = judged
+    file, proved, judge = judged
     model = file.converted.model.clone()
     weight = model.graph.initializers["stages.1.0.gnconv.proj_out.weight"]
     assert weight.const_value is not None
     weight.const_value = ir.tensor(weight.const_value.numpy() * np.float32(1.01), name=weight.name)
     tampered = replace(file, path=tmp_path / file.name)
     serialize(model).write(tampered.path)
-    candidates, stopwatch = _tried(tampered, proof, judge)
+    candidates, stopwatch = _tried(tampered, proved, judge)
     wrong = candidates[OPENVINO, "fp32"]
     assert wrong.passed is False
     assert wrong.rms_rel is not None
     assert wrong.rms_rel > 1e-4
     assert "max_rel" in wrong.failures[0]
     monkeypatch.setattr(timing, "_TOGETHER_SECONDS", 0.1)
-    bench = stopwatch.report(tuple(candidates.values()), proof, Silent())
+    bench = stopwatch.report(tuple(candidates.values()), proved.report, Silent())
     timed = {(row.runtime, row.precision) for row in bench.results}
     assert (OPENVINO, "fp32") not in timed, "it is not even timed"
     assert (ORT, "fp32") in timed
@@ -276,8 +276,8 @@ def test_a_model_with_a_float32_op_is_not_lowered_by_a_hint(
     images = load_images(None, lowered.spec)
     images = replace(images, batch=images.batch[:1], names=images.names[:1], sha256=images.sha256[:1])
     judge = judge_of(small_boat, lowered, images)
-    file, proof = _proved(lowered, judge, tmp_path)
-    *_, float32, low = _tried(file, proof, judge)[0].values()
+    file, proved = _proved(lowered, judge, tmp_path)
+    *_, float32, low = _tried(file, proved, judge)[0].values()
     assert (float32.runtime, float32.precision, float32.passed) == (OPENVINO, "fp32", True), float32.failures
     assert float32.rms_rel is not None
     assert float32.rms_rel <= 1e-5, "with eager's clusters"
