@@ -52,12 +52,18 @@ class _Batch:
 
 
 @dataclass(frozen=True)
-class _Runs:
-    """All images through one candidate: freely, and with eager's clusters; shares by node, (N,) each."""
+class _Free:
+    """All images, each alone, through one candidate that makes its own clusters; shares by node, (N,) each."""
 
-    free: Outputs
-    same: Outputs
+    outputs: Outputs
     agreements: dict[str, NDArray[np.float64]]
+
+
+@dataclass(frozen=True)
+class _Same:
+    """All images through one candidate with eager's clusters; shares by node, (N,) each."""
+
+    outputs: Outputs
     alone: dict[str, NDArray[np.float64]]
     lent: dict[str, NDArray[np.float64]]
 
@@ -89,14 +95,15 @@ def weigh(
     batches = [_Batch.of(batch, chunks_of(images, batch), decide) for batch in BATCHES]
     for method, opener in candidates.items():
         with step(f"{method}, its clusterings"):
-            results = _run(opener, batches)
+            free, results = _run(opener, batches)
+        for name, want, got, own in zip(changed, batches[0].expected, results[0].outputs, free.outputs, strict=True):
+            changed[name].append(float(np.sqrt(np.mean((own - got) ** 2)) / (want.std() or 1.0)))
+        _collect(shares[0], free.agreements)
         for batch, runs in zip(batches, results, strict=True):
-            for kind, measured in zip(shares, (runs.agreements, runs.alone, runs.lent), strict=True):
-                for node, values in measured.items():
-                    kind.setdefault(node, []).append(values)
-            for name, want, got, free in zip(same, batch.expected, runs.same, runs.free, strict=True):
+            _collect(shares[1], runs.alone)
+            _collect(shares[2], runs.lent)
+            for name, want, got in zip(same, batch.expected, runs.outputs, strict=True):
                 same[name].append(measure(name, want, got, classifier=classifier))
-                changed[name].append(float(np.sqrt(np.mean((free - got) ** 2)) / (want.std() or 1.0)))
                 broken = judge(same[name][-1], THRESHOLDS[proof.precision])
                 failures += [f"{text} with eager's clusters ({method}, batch {batch.size})" for text in broken]
     found, least = _summary(*shares), LEAST[proof.precision]
@@ -121,8 +128,13 @@ def _judge_node(node: NodeAgreement, least: Least) -> list[str]:
     return texts
 
 
-def _run(opener: Opener, batches: Sequence[_Batch]) -> list[_Runs]:
-    """One candidate over all batches."""
+def _collect(shares: _Shares, measured: Mapping[str, NDArray[np.float64]]) -> None:
+    for node, values in measured.items():
+        shares.setdefault(node, []).append(values)
+
+
+def _run(opener: Opener, batches: Sequence[_Batch]) -> tuple[_Free, list[_Same]]:
+    """One candidate: freely over the images alone, as that is only told; and over all batches, as that is judged."""
     session, nodes = opener()
 
     def outputs(batch: _Batch, given: Callable[[Orders], Orders]) -> list[Outputs]:
@@ -131,32 +143,30 @@ def _run(opener: Opener, batches: Sequence[_Batch]) -> list[_Runs]:
             for chunk, orders in zip(batch.chunks, batch.orders, strict=True)
         ]
 
-    free = [outputs(batch, undecided) for batch in batches]
-    same = [outputs(batch, dict) for batch in batches]
-    return [_compared(*each, nodes) for each in zip(batches, free, same, strict=True)]
-
-
-def _compared(batch: _Batch, free: Sequence[Outputs], same: Sequence[Outputs], nodes: Sequence[str]) -> _Runs:
-    outputs = len(batch.expected)
-
-    def shares(runs: Sequence[Outputs], compare: Callable[..., NDArray[np.float64]]) -> dict[str, NDArray[np.float64]]:
+    def shares(
+        batch: _Batch, runs: Sequence[Outputs], compare: Callable[..., NDArray[np.float64]]
+    ) -> dict[str, NDArray[np.float64]]:
+        made = len(batch.expected)
         return {
             node: np.concatenate(
                 [
-                    compare(want[node], got[outputs + i].astype(np.int64))
+                    compare(want[node], got[made + i].astype(np.int64))
                     for got, want in zip(runs, batch.orders, strict=True)
                 ]
             )
             for i, node in enumerate(nodes)
         }
 
-    return _Runs(
-        free=joined([each[:outputs] for each in free]),
-        same=joined([each[:outputs] for each in same]),
-        agreements=shares(free, agreement),
-        alone=shares(same, agreement),
-        lent=shares(same, lent_agreement),
-    )
+    def only(batch: _Batch, runs: Sequence[Outputs]) -> Outputs:
+        return joined([each[: len(batch.expected)] for each in runs])
+
+    alone = batches[0]
+    free = outputs(alone, undecided)
+    same = [(batch, outputs(batch, dict)) for batch in batches]
+    return _Free(only(alone, free), shares(alone, free, agreement)), [
+        _Same(only(batch, runs), shares(batch, runs, agreement), shares(batch, runs, lent_agreement))
+        for batch, runs in same
+    ]
 
 
 def _summary(free: _Shares, alone: _Shares, lent: _Shares) -> ClusterAgreement:
