@@ -77,8 +77,12 @@ def apart(model: ir.Model, name: str = "model.onnx", largest: int = LARGEST) -> 
 
     The file is the same, byte for byte.
     """
+    return taken_apart(model.clone(), name, largest)
+
+
+def taken_apart(model: ir.Model, name: str = "model.onnx", largest: int = LARGEST) -> ModelFile:
+    """Likewise of a model that nobody needs afterwards: its weights are taken out of it."""
     embedded = _size(model) <= largest
-    model = model.clone()
     outside = [(value, tensor) for value, tensor in _tensors(model) if tensor.nbytes > _SMALL]
     weights = {str(value.name): tensor.numpy() for value, tensor in outside}
     for (value, tensor), offset in zip(outside, _offsets(weights), strict=True):

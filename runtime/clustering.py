@@ -19,7 +19,7 @@ from torch import nn
 
 from ..export.graph import RESULT_OF, Builder, module_of
 from ..export.ops.balanced_clustering.op import OP_TYPE
-from ..export.serialize import apart
+from ..export.serialize import taken_apart
 from ..models.mixers.feature_space_attention import CLUSTER, OVERLAP, BalancedClustering
 from . import eager
 from .onnxruntime import open_session
@@ -58,7 +58,7 @@ class Clusterings:
                     if source is value:
                         node.replace_input_with(i, taken)
             model.graph.outputs.append(value)
-        return self.load(apart(model), threads=self.threads), tuple(made)
+        return self.load(taken_apart(model), threads=self.threads), tuple(made)
 
 
 def undecided(orders: Orders) -> Orders:

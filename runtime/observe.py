@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ..artifacts import Converted, Lowered
 from ..export.graph import MOVES_DATA
-from ..export.serialize import apart
+from ..export.serialize import taken_apart
 from .onnxruntime import open_session
 
 _FLOAT = ir.DataType.FLOAT
@@ -38,7 +38,7 @@ def largest_magnitudes(lowered: Lowered, batch: NDArray[np.float32], threads: in
     joined.outputs[0].name = "peaks"
     joined.outputs[0].type = ir.TensorType(_FLOAT)
     graph.outputs[:] = [joined.outputs[0]]
-    session = open_session(apart(model), threads=threads, fuse=False)
+    session = open_session(taken_apart(model), threads=threads, fuse=False)
     highest = np.max([session(image[None])[0] for image in batch], axis=0)
     return {str(value.name): float(peak) for (value, *_), peak in zip(observed, highest, strict=True)}
 
