@@ -25,6 +25,7 @@ import click
 import numpy as np
 from chosen import MODELS
 from peers import MAX_ERROR_OF_CLUSTERS, Array, Candidate
+from saved import rows_of_others
 from serving import Running, interleaved, started
 
 from metaformer_export.artifacts import Traced
@@ -161,7 +162,7 @@ def markdown(report: Report) -> str:
 @click.option("--runtime", "runtimes", type=click.Choice(sorted(FORM_OF)), multiple=True, help="Default: all.")
 @click.option("--rounds", type=int, default=20, show_default=True, help="Timed rounds.")
 @click.option("--threads", type=int, default=available_threads(), help="For every variant.")
-@click.option("--add", is_flag=True, help="Keep what --out has of other models; date and versions are of this run.")
+@click.option("--add", is_flag=True, help="Keep what --out has of other models, if of today and of this setup.")
 @click.option("--out", type=click.Path(path_type=Path), help="JSON; the table goes beside it as Markdown.")
 def main(
     models: tuple[str, ...], runtimes: tuple[str, ...], rounds: int, threads: int, add: bool, out: Path | None
@@ -170,8 +171,7 @@ def main(
     report = Report(datetime.now(UTC).date().isoformat(), bench.machine(), threads, versions())
     chosen = models or (*MODELS, WITH_FACTORS)
     if add and out is not None:
-        saved = [Row(**row) for row in json.loads(out.read_text(encoding="utf-8"))["rows"]]
-        report.rows += [row for row in saved if row.model not in chosen]
+        report.rows += [Row(**row) for row in rows_of_others(out, report, chosen)]
     for name in chosen:
         for runtime in runtimes or FORM_OF:
             report.rows += measure(name, runtime, rounds, threads)

@@ -23,6 +23,7 @@ from pathlib import Path
 import click
 from chosen import MODELS
 from peers import CANDIDATES, FILES, LOWERED_PORTABLE, MAX_ERROR_OF_CLUSTERS, Array, Candidate, make_file
+from saved import rows_of_others
 from serving import RUNS, Running, in_a_process, interleaved, started
 from summary import markdown
 
@@ -188,7 +189,7 @@ def main(
     report = Report(datetime.now(UTC).date().isoformat(), bench.machine(), threads, rounds * RUNS, versions())
     chosen = [each for each in CANDIDATES if _wanted(each, precisions, only)]
     if add and out is not None:
-        report.rows += _kept(out, report, models or MODELS)
+        report.rows += [Row(**row) for row in rows_of_others(out, report, models or MODELS)]
     for model in models or MODELS:
         for size in sizes or (None,):
             report.rows += measure(model, size, batches, chosen, rounds, threads)
@@ -197,15 +198,6 @@ def main(
                 out.write_text(json.dumps(asdict(report), indent=2) + "\n", encoding="utf-8")
                 out.with_suffix(".md").write_text(markdown(asdict(report)), encoding="utf-8")
     click.echo(markdown(asdict(report)))
-
-
-def _kept(out: Path, report: Report, models: Sequence[str]) -> list[Row]:
-    """Rows of an earlier run of the same setup; UsageError if it was another."""
-    saved = json.loads(out.read_text(encoding="utf-8"))
-    for key in ("date", "machine", "threads", "rounds", "versions"):
-        if saved[key] != getattr(report, key):
-            raise click.UsageError(f"{out} is of other {key} ({saved[key]}); time all models again.")
-    return [row for row in (Row(**row) for row in saved["rows"]) if row.model not in models]
 
 
 def _place(row: Row) -> int:

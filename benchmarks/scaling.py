@@ -139,13 +139,18 @@ def draw(report: Report, path: Path) -> None:
         right.set(title=f"{candidate}, batch 1", xlabel="side of the image", ylabel="ms", xscale="log", yscale="log")
         _ticks(left, sorted({row.batch for row in report.rows}))
         _ticks(right, sorted({int(row.resolution.split("x")[0]) for row in report.rows}))
-        right.legend(fontsize="small", ncols=2)
-    figure.suptitle(f"{report.date}, {report.machine}", fontsize="small")
+    lines, names = panels[0][0].get_legend_handles_labels()  # by batch, all models; not all take other sizes
+    title = f"{report.date}, {report.machine}"
+    figure.legend(lines, names, loc="outside upper center", ncols=5, fontsize="small", title=title)
     figure.savefig(path, metadata={"Date": None})
 
 
 def _ticks(panel: Any, values: Sequence[int]) -> None:
+    from matplotlib.ticker import LogLocator, StrMethodFormatter
+
     panel.set_xticks(values, [str(value) for value in values])
+    panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    panel.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     panel.minorticks_off()
     panel.grid(alpha=0.3)
 

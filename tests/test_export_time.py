@@ -3,9 +3,8 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import sys
-from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -28,14 +27,7 @@ stage("write      0.1 s  folder")
 
 @pytest.fixture(scope="module")
 def benchmark() -> ModuleType:
-    path = Path(__file__).parent.parent / "benchmarks" / "export_time.py"
-    spec = importlib.util.spec_from_file_location("export_time", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module("export_time")
 
 
 def test_stages_and_the_peak_of_the_process_are_read(benchmark: ModuleType) -> None:

@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import importlib
+import json
 from pathlib import Path
 from types import ModuleType
 
+import click
 import pytest
 
 
@@ -96,3 +98,14 @@ def test_the_documents_show_the_committed_figures() -> None:
         assert document.filled(text) == text, f"{path.name}: run benchmarks/document.py"
         shown += text.count("<!-- begin ")
     assert shown >= 6
+
+
+def test_rows_are_added_to_those_of_the_same_day_and_setup_only(tmp_path: Path) -> None:
+    portable, saved = importlib.import_module("portable"), importlib.import_module("saved")
+    out = tmp_path / "figures.json"
+    rows = [row("eager", 60.0, model=model) for model in ("hornet_t", "focalnet_t")]
+    out.write_text(json.dumps({**REPORT, "rows": rows}), "utf-8")
+    assert saved.rows_of_others(out, portable.Report(**REPORT), ("focalnet_t",)) == rows[:1]
+    for change in ({"date": "2026-11-22"}, {"threads": 4}, {"versions": {"torch": "3"}}):
+        with pytest.raises(click.UsageError, match=f"of other {next(iter(change))}"):
+            saved.rows_of_others(out, portable.Report(**{**REPORT, **change}), ())
