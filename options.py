@@ -6,12 +6,14 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from .artifacts import Precision, Target
 from .errors import InputError
 
 MAX_BATCH = 1024
+InputOutput = Literal["fp32", "fp16"]
+_KNOWN = {"precision": get_args(Precision), "target": get_args(Target), "io": get_args(InputOutput)}
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,9 @@ class ExportOptions:
     """One export. Fields are the options of the command line; None is the model's own default.
 
     Without a model, it is the one that the checkpoint is of.
+
+    Raises:
+        InputError: precision, target or io is none that there is.
     """
 
     model: str | None = None
@@ -62,6 +67,11 @@ class ExportOptions:
     output: str | Path | None = None
     images: str | Path | None = None
     opset: int | None = None
-    io: Literal["fp32", "fp16"] = "fp32"
+    io: InputOutput = "fp32"
     seed: int = 0
     command: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, known in _KNOWN.items():
+            if (value := getattr(self, name)) not in known:
+                raise InputError(f"{name} {value!r} is not known; use {', '.join(known[:-1])} or {known[-1]}.")

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 import metaformer_export
+from metaformer_export.errors import InputError
 from metaformer_export.models import registry
 
 
@@ -32,3 +33,16 @@ def test_every_name_means_one_variant() -> None:
     names = [{variant.name, variant.short_name} for _, variant in registry.variants()]
     assert len(set().union(*names)) == sum(map(len, names))
     assert len(names) >= 66
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "known"),
+    [
+        ("precision", "fp61", "fp32, fp16 or bf16"),
+        ("target", "gpu", "auto, onnx or openvino"),
+        ("io", "bf16", "fp32 or fp16"),
+    ],
+)
+def test_an_option_that_does_not_exist_is_refused_with_those_that_do(name: str, value: str, known: str) -> None:
+    with pytest.raises(InputError, match=f"{name} '{value}' is not known; use {known}[.]"):
+        metaformer_export.ExportOptions(**{"model": "hornet_t", name: value})
