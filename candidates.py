@@ -128,7 +128,7 @@ def _tried(
         return replace(candidate, failures=(plan.refusal,)), None
     try:
         way = plan.way
-        if file.large:  # opened here, once: nobody else does
+        if file.large and not judge.clusters:  # opened here, once; with clusterings laid open it would be in the way
             session = way.open()
             way = replace(way, opened=lambda: session)
         if not plan.proved:

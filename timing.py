@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -46,7 +46,7 @@ class Stopwatch:
         while self._waiting:
             candidate, session = self._waiting.pop(0)
             with step(f"{_name(candidate)}, timed"):
-                self._measure([(candidate, session)], 1, _ALONE_SECONDS)
+                self._measure([(candidate, session)], 1, _ALONE_SECONDS, leave=partial(_give_back, [session]))
 
     def report(self, candidates: tuple[Candidate, ...], proof: ParityReport, progress: Progress) -> BenchReport:
         """Time those that still wait, together; what was measured of all, and which of them to take."""
@@ -71,16 +71,22 @@ class Stopwatch:
     def _batches(self) -> list[int]:
         return sorted({self.options.batch.smallest, self.options.batch.usual})
 
-    def _measure(self, sessions: Sequence[tuple[Candidate, Session]], least: int, seconds: float) -> None:
+    def _measure(
+        self,
+        sessions: Sequence[tuple[Candidate, Session]],
+        least: int,
+        seconds: float,
+        leave: Callable[[], None] = lambda: None,
+    ) -> None:
         for _, session in sessions:
-            session.release()
-        trim()
+            session(self.images.take(0, 1))  # the first run packs weights, with those of the file in memory beside them
+        _give_back([session for _, session in sessions])
         with eager.threads(available_threads()):
             for batch in self._batches():
                 x = self.images.take(0, batch)
                 runs: dict[str, bench.Run] = {eager.NAME: partial(eager.run, self.model, x)}
                 runs |= {_name(candidate): partial(session, x) for candidate, session in sessions}
-                times = bench.interleaved(runs, least=least, seconds=seconds)
+                times = bench.interleaved(runs, least=least, seconds=seconds, leave=leave)
                 self._rows.extend(_rows(times, [candidate for candidate, _ in sessions], batch))
                 self._counts.append(len(times[eager.NAME]))
                 if doubt := bench.unstable(times):
@@ -100,6 +106,12 @@ def choose(candidates: Sequence[Candidate], rows: list[BenchRow], batch: int) ->
     # Each was timed beside eager, but not always beside each other.
     row, best = max(timed, key=lambda pair: pair[0].speedup_over_eager)
     return Choice(best.runtime, best.precision, best.file, best.settings, batch, row.median_ms, row.speedup_over_eager)
+
+
+def _give_back(sessions: Sequence[Session]) -> None:
+    for session in sessions:
+        session.release()
+    trim()
 
 
 def _name(candidate: Candidate) -> str:

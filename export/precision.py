@@ -43,14 +43,15 @@ def convert(
     """Cast weights and activations; the lowered graph is left as it is.
 
     Args:
-        precision: "fp32" leaves the graph alone.
+        precision: "fp32" takes the graph as it is.
         max_abs: largest magnitude of values on a sample batch, by value name; layers that come near
             the end of the type's range there stay in float32.
         io: type of the graph's inputs and outputs ("fp16" means the low type itself).
     """
-    model = lowered.model.clone()
     if precision == "fp32":
-        return Converted(lowered.spec, model, lowered.form, precision, (), _count_layers(model.graph))
+        layers = _count_layers(lowered.model.graph)
+        return Converted(lowered.spec, lowered.model, lowered.form, precision, (), layers)
+    model = lowered.model.clone()
     low, dtype, largest = LOW_TYPES[precision]
     reasons = _islands(model.graph, max_abs or {}, largest)
     _cast(model.graph, set(reasons), low, dtype, keep_io=io == "fp32")

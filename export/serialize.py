@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import onnx
@@ -91,6 +93,24 @@ def taken_apart(model: ir.Model, name: str = "model.onnx", largest: int = LARGES
             location, offset, tensor.nbytes, tensor.dtype, shape=shape, name=str(value.name)
         )
     return ModelFile(ir.to_proto(model).SerializeToString(), weights, name, embedded)
+
+
+@contextmanager
+def readable(model: ir.Model) -> Iterator[ModelFile | Path]:
+    """What a runtime can read inside the block of a model that nobody needs afterwards.
+
+    Where its weights lie on disk (`left_on_disk`), that is a graph beside them, so that they are mapped and not copied.
+    """
+    folders = {str(tensor.base_dir) for _, tensor in _tensors(model) if isinstance(tensor, ir.ExternalTensor)}
+    if len(folders) != 1:
+        yield taken_apart(model)
+        return
+    path = Path(folders.pop()) / f"{uuid4().hex}.onnx"
+    try:
+        path.write_bytes(ir.to_proto(model).SerializeToString())
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
 
 
 def left_on_disk(models: Iterable[ir.Model], path: Path) -> None:

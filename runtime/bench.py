@@ -21,7 +21,12 @@ _WIDE_SPREAD = 1.5
 
 
 def interleaved(
-    runs: Mapping[str, Run], *, rounds: int = 10, least: int = 1, seconds: float = 30.0
+    runs: Mapping[str, Run],
+    *,
+    rounds: int = 10,
+    least: int = 1,
+    seconds: float = 30.0,
+    leave: Callable[[], None] = lambda: None,
 ) -> dict[str, list[float]]:
     """Wall time in ms of each call, `RUNS` in a round.
 
@@ -32,6 +37,7 @@ def interleaved(
         rounds: at most this many.
         least: at least this many.
         seconds: stop after a round that ends past this time.
+        leave: called when a turn is over, for instance to give memory back, which the untimed run takes again.
     """
     times: dict[str, list[float]] = {name: [] for name in runs}
     started = time.perf_counter()
@@ -43,6 +49,7 @@ def interleaved(
                 begin = time.perf_counter()
                 run()
                 times[name].append(1e3 * (time.perf_counter() - begin))
+            leave()
         if done >= least and time.perf_counter() - started > seconds:
             break
     return times

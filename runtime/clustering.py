@@ -7,6 +7,7 @@ the outputs by far more than the rounding. So decisions and arithmetic are judge
 
 from __future__ import annotations
 
+import gc
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from torch import nn
 
 from ..export.graph import RESULT_OF, Builder, module_of
 from ..export.ops.balanced_clustering.op import OP_TYPE
-from ..export.serialize import taken_apart
+from ..export.serialize import readable
 from ..models.mixers.feature_space_attention import CLUSTER, OVERLAP, BalancedClustering
 from . import eager
 from .onnxruntime import open_session
@@ -45,20 +46,29 @@ class Clusterings:
         it to the graph. The orders that the graph itself makes, each after those before it, are further outputs.
         """
         model = self.graph().clone()
-        made = decisions(model.graph)
-        for module, value in made.items():
-            given = ir.val(module, ir.DataType.INT64, value.shape)
-            model.graph.inputs.append(given)
-            readers = [use.node for use in value.uses()]
-            build = Builder(next(node for node in model.graph if node in readers))
-            missing = build.value("Less", [given, build.constant(f"{module}.none", np.array(0))])
-            taken = build.value("Where", [missing, value, given], like=value)
-            for node in readers:
-                for i, source in enumerate(node.inputs):
-                    if source is value:
-                        node.replace_input_with(i, taken)
-            model.graph.outputs.append(value)
-        return self.load(taken_apart(model), threads=self.threads), tuple(made)
+        modules = _lay_open(model)
+        with readable(model) as file:
+            session = self.load(file, threads=self.threads)
+        del model
+        gc.collect()  # nodes and values refer to each other: thousands of them, beside those of other graphs
+        return session, modules
+
+
+def _lay_open(model: ir.Model) -> tuple[str, ...]:
+    made = decisions(model.graph)
+    for module, value in made.items():
+        given = ir.val(module, ir.DataType.INT64, value.shape)
+        model.graph.inputs.append(given)
+        readers = [use.node for use in value.uses()]
+        build = Builder(next(node for node in model.graph if node in readers))
+        missing = build.value("Less", [given, build.constant(f"{module}.none", np.array(0))])
+        taken = build.value("Where", [missing, value, given], like=value)
+        for node in readers:
+            for i, source in enumerate(node.inputs):
+                if source is value:
+                    node.replace_input_with(i, taken)
+        model.graph.outputs.append(value)
+    return tuple(made)
 
 
 def undecided(orders: Orders) -> Orders:

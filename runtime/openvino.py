@@ -109,6 +109,7 @@ def open_session(model: ModelFile | Path, *, threads: int, hint: Hint = "f32") -
     except RuntimeError as error:
         raise InputError(f"OpenVINO cannot run the model: {_reason(error)}") from error
     executed = _executed(compiled)
+    trim()
     _verify(compiled, executed, hint, lowered=hint == "bf16" or "bf16" in types)
     images = [each for each in read.inputs if each.get_element_type().is_real()]
     if len(images) != 1:

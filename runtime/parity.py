@@ -13,6 +13,7 @@ from ..artifacts import OutOfRange, OutputParity, ParityReport, Precision
 from ..calibration.images import ImageSet
 from ..errors import ParityError
 from ..progress import Step, untold
+from .memory import trim
 
 Outputs = list[NDArray[np.float32]]
 Runner = Callable[[NDArray[np.float32]], Outputs]
@@ -74,7 +75,10 @@ def compare(
     for method, open_candidate in candidates.items():
         with step(method):
             candidate = open_candidate()
-            results = {batch: _run(candidate, chunks[batch]) for batch in BATCHES}
+            results = {}
+            for batch in BATCHES:
+                results[batch] = _run(candidate, chunks[batch])
+                trim()  # of the weights that it packed the first time, those in the file
             del candidate  # before the next is opened
         for batch in BATCHES:
             for name, want, got in zip(names, expected[batch], results[batch], strict=True):

@@ -25,6 +25,13 @@ def test_runs_take_turns_and_are_timed_in_milliseconds() -> None:
     assert median(times["a"]) < median(times["b"])
 
 
+def test_every_turn_is_left_before_the_next_begins() -> None:
+    calls: list[str] = []
+    runs = {name: lambda name=name: calls.append(name) for name in "ab"}
+    interleaved(runs, rounds=2, leave=lambda: calls.append("left"))
+    assert calls == [*"aaa", "left", *"bbb", "left"] * 2
+
+
 def test_it_stops_after_the_time_given() -> None:
     times = interleaved({"a": lambda: time.sleep(0.05)}, rounds=1000, seconds=0.3)
     assert len(times["a"]) == 4

@@ -18,7 +18,8 @@ from torch import nn
 
 from metaformer_export.artifacts import Traced
 from metaformer_export.export.lower import lower
-from metaformer_export.export.serialize import apart, left_on_disk, let_go
+from metaformer_export.export.serialize import LARGEST, apart, left_on_disk, let_go, readable
+from metaformer_export.export.trace import trace
 from metaformer_export.runtime import eager
 from metaformer_export.runtime.memory import trim
 from metaformer_export.runtime.onnxruntime import open_session
@@ -83,3 +84,39 @@ def test_a_model_that_nobody_needs_lets_go_of_its_weights(traced_small_7x7: Trac
     gc.collect()
     kept = sum(weight() is not None for weight in weights)
     assert kept < len(weights) / 2, "but for what the traced model still has"
+
+
+@pytest.mark.parametrize("largest", [0, LARGEST])
+def test_a_graph_is_read_beside_weights_that_lie_on_disk(
+    traced_small_7x7: Traced, tmp_path: Path, largest: int
+) -> None:
+    model = lower(traced_small_7x7, "portable").model
+    (want,) = open_session(apart(model), threads=2)(X)
+    path = tmp_path / "model.onnx"
+    apart(model, largest=largest).write(path)
+    left_on_disk((model,), path)
+    written = sorted(tmp_path.iterdir())
+    with readable(model.clone()) as file:
+        assert isinstance(file, Path) == (largest == 0)
+        if isinstance(file, Path):
+            assert file.parent == tmp_path
+            assert file.stat().st_size < path.stat().st_size + 4096, "no weights in it"
+        session = open_session(file, threads=2)
+    assert sorted(tmp_path.iterdir()) == written
+    assert np.array_equal(session(X)[0], want)
+
+
+def test_weights_that_lowering_replaced_are_not_kept(small_boat: nn.Module) -> None:
+    """Shape inference, which clustering models go through, has the list of inputs remember all weights of that time."""
+    traced = trace(small_boat, support.spec_for("boat_test"))
+    lowered = lower(traced, "portable")
+    taken = {id(value.const_value) for value in lowered.model.graph.initializers.values()}
+    replaced = [
+        weakref.ref(value.const_value)
+        for value in traced.model.graph.initializers.values()
+        if value.const_value.nbytes > 1024 and id(value.const_value) not in taken
+    ]
+    assert len(replaced) > 10
+    let_go(traced.model)
+    gc.collect()
+    assert sum(weight() is not None for weight in replaced) == 0
