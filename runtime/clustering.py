@@ -11,6 +11,7 @@ import gc
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
@@ -50,7 +51,8 @@ class Clusterings:
         with readable(model) as file:
             session = self.load(file, threads=self.threads)
         del model
-        gc.collect()  # nodes and values refer to each other: thousands of them, beside those of other graphs
+        if isinstance(file, Path):  # large
+            gc.collect()  # nodes and values refer to each other: thousands of them, beside those of other graphs
         return session, modules
 
 

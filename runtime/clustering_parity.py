@@ -13,7 +13,7 @@ from ..artifacts import ClusterAgreement, NodeAgreement, OutputParity, ParityRep
 from ..calibration.images import ImageSet
 from ..progress import Step, untold
 from .clustering import Orders, agreement, lent_agreement, undecided
-from .memory import trim
+from .memory import drop_mapped_weights
 from .parity import BATCHES, THRESHOLDS, Outputs, chunks_of, joined, judge, measure, worst
 from .session import Session
 
@@ -163,7 +163,7 @@ def _run(opener: Opener, batches: Sequence[_Batch]) -> tuple[_Free, list[_Same]]
 
     alone = batches[0]
     free = outputs(alone, undecided)
-    trim()
+    drop_mapped_weights()
     same = [(batch, outputs(batch, dict)) for batch in batches]
     return _Free(only(alone, free), shares(alone, free, agreement)), [
         _Same(only(batch, runs), shares(batch, runs, agreement), shares(batch, runs, lent_agreement))

@@ -17,7 +17,7 @@ _MAPPED = re.compile(rf"([0-9a-f]+)-([0-9a-f]+) r[-w]-s .*{re.escape(WEIGHTS)}(?
 
 def trim() -> None:
     """Have glibc give back what it keeps for later, which after a session was opened or closed is more than a model,
-    and drop the pages of files of weights that are mapped, which are read again by whoever needs them.
+    and drop mapped weights.
 
     Other systems keep less, or have no such functions.
     """
@@ -26,6 +26,16 @@ def trim() -> None:
     library = ctypes.CDLL(None)
     if hasattr(library, "malloc_trim"):
         library.malloc_trim(0)
+    drop_mapped_weights()
+
+
+def drop_mapped_weights() -> None:
+    """Drop the pages of files of weights that are mapped, which are read again by whoever needs them: hardly anybody,
+    once the first run of a session has packed them. Other systems keep them.
+    """
+    if sys.platform != "linux":
+        return
+    library = ctypes.CDLL(None)
     for start, stop in _mapped_weights():
         library.madvise(ctypes.c_void_p(start), ctypes.c_size_t(stop - start), _DONTNEED)
 

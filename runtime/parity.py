@@ -13,7 +13,7 @@ from ..artifacts import OutOfRange, OutputParity, ParityReport, Precision
 from ..calibration.images import ImageSet
 from ..errors import ParityError
 from ..progress import Step, untold
-from .memory import trim
+from .memory import drop_mapped_weights
 
 Outputs = list[NDArray[np.float32]]
 Runner = Callable[[NDArray[np.float32]], Outputs]
@@ -78,7 +78,7 @@ def compare(
             results = {}
             for batch in BATCHES:
                 results[batch] = _run(candidate, chunks[batch])
-                trim()  # of the weights that it packed the first time, those in the file
+                drop_mapped_weights()
             del candidate  # before the next is opened
         for batch in BATCHES:
             for name, want, got in zip(names, expected[batch], results[batch], strict=True):
