@@ -60,12 +60,22 @@ def test_links_lead_somewhere() -> None:
 
 @pytest.mark.slow
 def test_the_readmes_python_runs(tmp_path: Path) -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    classifier, detector = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     torch.save(create_model("hornet_t_gf").state_dict(), tmp_path / "hornet_tiny_gf.pth")
     torch.save(torch.from_numpy(support.image(2, 3, 224, 224)), tmp_path / "images.pt")
     setup = "import torch; images = torch.load('images.pt').numpy()\n"
-    check = (
-        "\nreference = model(torch.from_numpy(images)).numpy()\nprint(abs(logits - reference).max() / reference.std())"
+    check = """
+reference = model(torch.from_numpy(images)).numpy()
+print(abs(logits - reference).max() / reference.std())
+"""
+    check_maps = """
+print([each.shape[2] for each in backbone(torch.from_numpy(images))])
+print([tuple(each.shape[1:3]) for each in pyramid(torch.from_numpy(images))])
+"""
+    said = subprocess.check_output(
+        [sys.executable, "-c", setup + classifier + check + detector + check_maps], cwd=tmp_path, text=True
     )
-    said = subprocess.check_output([sys.executable, "-c", setup + code + check], cwd=tmp_path, text=True)
-    assert float(said.splitlines()[-1]) <= 0.05
+    difference, sides, levels = said.splitlines()[-3:]
+    assert float(difference) <= 0.05
+    assert sides == str([56, 28, 14, 7])
+    assert levels == str([(256, side) for side in (56, 28, 14, 7, 4)])
