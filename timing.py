@@ -46,6 +46,7 @@ class Stopwatch:
         while self._waiting:
             candidate, session = self._waiting.pop(0)
             with step(f"{_name(candidate)}, timed"):
+                session(self.images.take(0, 1))  # the first run packs weights, beside those of the file
                 self._measure([(candidate, session)], 1, _ALONE_SECONDS, leave=partial(_give_back, [session]))
 
     def report(self, candidates: tuple[Candidate, ...], proof: ParityReport, progress: Progress) -> BenchReport:
@@ -78,8 +79,6 @@ class Stopwatch:
         seconds: float,
         leave: Callable[[], None] = lambda: None,
     ) -> None:
-        for _, session in sessions:
-            session(self.images.take(0, 1))  # the first run packs weights, with those of the file in memory beside them
         _give_back([session for _, session in sessions])
         with eager.threads(available_threads()):
             for batch in self._batches():

@@ -31,7 +31,6 @@ def lower_all(traced: Traced, forms: Sequence[str]) -> tuple[Lowered, ...]:
         rewritten = _rewritten(traced.model.clone(), {form: FORMS[form] for form in forms}, ())
         # Copies: a graph that went through shape inference remembers the weights that it had then, as inputs.
         made = {form: (model.clone(), records) for form, (model, records) in rewritten}
-        del rewritten
     for form, (model, _) in made.items():
         if form != "plugin" and (left := {node.op_type for node in model.graph if node.domain == DOMAIN}):
             raise LoweringError(f"no {form} form for {', '.join(sorted(left))}")
