@@ -20,6 +20,8 @@ from . import repeats
 from .collector import paused
 from .graph import SCOPES, module_of
 from .simplify import simplify
+from .stand_in import BATCH, example, is_computed_with, replace_by_batch
+from .translations import TRANSLATIONS
 
 OPSETS = range(18, 24)
 DEFAULT_OPSET = 20
@@ -43,30 +45,40 @@ def trace(model: nn.Module, spec: ModelSpec, opset: int = DEFAULT_OPSET) -> Trac
         raise InputError(f"opset {opset} is not supported; use {OPSETS.start} to {OPSETS[-1]}.")
     if model.training:
         raise ValueError("trace needs a module in eval mode")
-    # Two images: a batch of one would be baked into the graph.
-    example = torch.zeros(2, spec.in_chans, *spec.image_size)
-    shapes = ({0: torch.export.Dim("batch")},)
     with _quiet_exporter(), paused(), torch.no_grad():
-        with repeats.marked(model):
-            captured = torch.export.export(model, (example,), dynamic_shapes=shapes, strict=False)
-        program = torch.onnx.export(
-            _decomposed_if_needed(captured),
-            dynamo=True,
-            dynamic_shapes=shapes,  # for the name of the axis
-            opset_version=opset,
-            input_names=[INPUT],
-            output_names=list(spec.outputs),
-            optimize=False,
-            verbose=False,
-        )
-        if program is None:
-            raise RuntimeError("the exporter returned nothing")
-        traced: ir.Model = program.model
+        traced = _translated(model, spec, opset, example(spec.in_chans, spec.image_size), None)
+        if is_computed_with(traced.graph):
+            # Two images: a batch of one would be baked into the graph.
+            images = torch.zeros(2, spec.in_chans, *spec.image_size)
+            traced = _translated(model, spec, opset, images, ({0: torch.export.Dim(BATCH)},))
+        replace_by_batch(traced.graph)
         repeats.write_out(traced.graph, model)
         simplify(traced)
     traced.graph.name = spec.name
     _scope_orphans(traced.graph)
     return Traced(spec, traced, opset)
+
+
+def _translated(
+    model: nn.Module, spec: ModelSpec, opset: int, images: torch.Tensor, dynamic_shapes: tuple[Any, ...] | None
+) -> ir.Model:
+    """As torch's exporter writes it, with one block of each kind."""
+    with repeats.marked(model):
+        captured = torch.export.export(model, (images,), dynamic_shapes=dynamic_shapes, strict=False)
+    program = torch.onnx.export(
+        _decomposed_if_needed(captured),
+        dynamo=True,
+        dynamic_shapes=dynamic_shapes,  # for the name of the axis
+        custom_translation_table=dict(TRANSLATIONS),
+        opset_version=opset,
+        input_names=[INPUT],
+        output_names=list(spec.outputs),
+        optimize=False,
+        verbose=False,
+    )
+    if program is None:
+        raise RuntimeError("the exporter returned nothing")
+    return program.model
 
 
 def _decomposed_if_needed(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:

@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -20,6 +21,7 @@ from torch import nn
 
 from metaformer_export.artifacts import ModelSpec
 from metaformer_export.errors import MissingDependencyError
+from metaformer_export.export.graph import module_of
 from metaformer_export.export.ops.mixer_op import DOMAIN, MixerOp
 from metaformer_export.export.passes.base import Pass, run_pass
 from metaformer_export.export.serialize import serialize
@@ -167,3 +169,20 @@ def _type(array: np.ndarray) -> ir.DataType:
 def files_below(folder: Path) -> list[str]:
     """All files and folders in a folder, by path."""
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def canonical(graph: ir.Graph) -> list[Hashable]:
+    """All nodes in order; values by who makes them, weights by content: what is left of a graph without names."""
+    names: dict[ir.Value | None, Hashable] = {value: value.name for value in graph.inputs}
+    for value in graph.initializers.values():
+        assert value.const_value is not None
+        array = value.const_value.numpy()
+        names[value] = (str(array.dtype), array.shape, hashlib.sha256(array.tobytes()).hexdigest())
+    nodes: list[Hashable] = []
+    for i, node in enumerate(graph):
+        attributes = tuple(sorted((key, repr(each.value)) for key, each in node.attributes.items()))
+        inputs = tuple(None if value is None else names[value] for value in node.inputs)
+        shapes = tuple(str(value.shape) for value in node.outputs)
+        nodes.append((node.domain, node.op_type, attributes, module_of(node), inputs, shapes))
+        names |= {value: (i, n) for n, value in enumerate(node.outputs)}
+    return [*nodes, tuple(names[value] for value in graph.outputs)]

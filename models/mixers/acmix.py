@@ -92,5 +92,6 @@ class ACmix(nn.Module):
 
 def _coordinates(x: Tensor) -> Tensor:
     """(1, 2, H, W): for every position of x's map its column and its row, each from -1 to 1."""
-    rows, columns = (torch.linspace(-1, 1, n, dtype=x.dtype, device=x.device) for n in x.shape[2:])
-    return torch.stack(torch.meshgrid(rows, columns, indexing="ij")).flip(0)[None]
+    height, width = x.shape[2:]
+    rows, columns = (torch.linspace(-1, 1, n, dtype=x.dtype, device=x.device) for n in (height, width))
+    return torch.stack((columns.expand(height, width), rows[:, None].expand(height, width)))[None]

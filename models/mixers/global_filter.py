@@ -81,6 +81,6 @@ class GlobalLocalFilter(nn.Module):
         local, distant = self.pre_norm(x).chunk(2, dim=1)
         local = self.dw(local)
         distant = global_filter(distant, self.complex_weight)
-        interleaved = torch.stack((local, distant), dim=2).reshape(x.shape)
+        interleaved = torch.stack((local, distant), dim=2).flatten(1, 2)
         out: Tensor = self.post_norm(interleaved)
         return out

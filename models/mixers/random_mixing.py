@@ -20,4 +20,4 @@ class RandomMixing(nn.Module):
         self.random_matrix = nn.Parameter(torch.full((tokens, tokens), 1 / tokens))
 
     def forward(self, x: Tensor) -> Tensor:
-        return (self.random_matrix @ x.flatten(1, 2)).reshape(x.shape)
+        return (self.random_matrix @ x.flatten(1, 2)).reshape(-1, *x.shape[1:])

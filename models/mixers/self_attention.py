@@ -27,7 +27,7 @@ class SelfAttention(nn.Module):
         maps = self.qkv(x.flatten(1, -2)).chunk(3, -1)
         q, k, v = (each.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for each in maps)
         weights = ((q * self.head_dim**-0.5) @ k.transpose(-2, -1)).softmax(-1)
-        heads = (weights @ v).transpose(1, 2).reshape(x.shape)
+        heads = (weights @ v).transpose(1, 2).reshape(-1, *x.shape[1:])
         out: Tensor = self.proj(heads)
         return out
 

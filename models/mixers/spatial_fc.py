@@ -20,4 +20,4 @@ class SpatialFc(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         mixed: Tensor = self.fc(x.flatten(2))
-        return mixed.reshape(x.shape)
+        return mixed.reshape(-1, *x.shape[1:])

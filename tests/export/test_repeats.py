@@ -3,13 +3,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
-from collections.abc import Hashable
 from dataclasses import replace
 from typing import Any
 
-import onnx_ir as ir
 import pytest
 import support
 from small_models import KINDS, SIDES
@@ -30,32 +27,15 @@ _DEEPER: dict[str, Any] = {
 """So that some blocks are alike: these take turns."""
 
 
-def _canonical(graph: ir.Graph) -> list[Hashable]:
-    """All nodes in order; values by who makes them, weights by content: what is left of a graph without names."""
-    names: dict[ir.Value | None, Hashable] = {value: value.name for value in graph.inputs}
-    for value in graph.initializers.values():
-        assert value.const_value is not None
-        array = value.const_value.numpy()
-        names[value] = (str(array.dtype), array.shape, hashlib.sha256(array.tobytes()).hexdigest())
-    nodes: list[Hashable] = []
-    for i, node in enumerate(graph):
-        attributes = tuple(sorted((key, repr(each.value)) for key, each in node.attributes.items()))
-        inputs = tuple(None if value is None else names[value] for value in node.inputs)
-        shapes = tuple(str(value.shape) for value in node.outputs)
-        nodes.append((node.domain, node.op_type, attributes, module_of(node), inputs, shapes))
-        names |= {value: (i, n) for n, value in enumerate(node.outputs)}
-    return [*nodes, tuple(names[value] for value in graph.outputs)]
-
-
 @pytest.mark.parametrize("kind", [*KINDS])
 def test_copies_make_the_graph_that_tracing_all_blocks_makes(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     family, config = KINDS[kind]
     config = (1, 3, 1, 1) if kind == "acmix_resnet" else replace(config, **_DEEPER.get(kind, {}))  # type: ignore[type-var]
     module = support.fill_golden(family.build(config, BuildOptions(num_classes=10)))
     spec = support.spec_for(kind, SIDES.get(kind, (64, 96)))
-    copied = _canonical(trace(module, spec).model.graph)
+    copied = support.canonical(trace(module, spec).model.graph)
     monkeypatch.setattr(repeats, "_kinds", lambda model: [])
-    assert copied == _canonical(trace(module, spec).model.graph)
+    assert copied == support.canonical(trace(module, spec).model.graph)
 
 
 def test_of_a_deep_stage_one_block_is_traced(monkeypatch: pytest.MonkeyPatch) -> None:
