@@ -131,10 +131,10 @@ class OutputParity:
 
 @dataclass(frozen=True)
 class NodeAgreement:
-    """One clustering: share of tokens that are in the cluster where eager has them, over images and ways to run.
+    """One clustering: share of tokens that are in the cluster where eager has them, over images.
 
     Attributes:
-        min, mean: of the export as it runs, after its own clusterings before this one.
+        min, mean: of the export as it runs, after its own clusterings before this one, in the first of the ways.
         alone: mean share of this clustering by itself, after eager's before it.
         lent: likewise, of the tokens that a cluster lends to the other of its pair, the share that it lends here.
     """
@@ -164,7 +164,7 @@ class ParityReport:
         cluster_agreement: None for a model that clusters nothing. Where it does, `thresholds` are for
             `same_clusters`, the outputs when the exported model is given eager's clusters: their
             error is arithmetic. `changed_clusters` is what clusters of its own add to each output,
-            as an rms over the reference's standard deviation.
+            as an rms over the reference's standard deviation, in the first of the ways to run it.
     """
 
     passed: bool

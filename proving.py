@@ -169,9 +169,10 @@ def prove(
 
 def _convert(lowered: Lowered, folder: Path, options: ExportOptions, peaks: dict[str, float]) -> File:
     converted = convert(lowered, options.precision, max_abs=peaks, io=options.io)
-    check(skeleton(converted.model))
     path = folder / _FILES[lowered.form]
-    apart(converted.model, path.name).write(path)
+    content = apart(converted.model, path.name)
+    check(skeleton(content))
+    content.write(path)
     left_on_disk((converted.model, lowered.model), path)
     return File(path, lowered, converted)
 

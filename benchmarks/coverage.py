@@ -32,7 +32,7 @@ from metaformer_export.artifacts import Converted, ParityReport
 from metaformer_export.calibration.images import ImageSet, load_images
 from metaformer_export.export.lower import check, lower
 from metaformer_export.export.precision import convert
-from metaformer_export.export.serialize import ModelFile, serialize, skeleton
+from metaformer_export.export.serialize import ModelFile, apart, serialize, skeleton
 from metaformer_export.export.trace import trace
 from metaformer_export.models import registry
 from metaformer_export.models.loading import LoadedModel, load_model
@@ -75,8 +75,8 @@ def measure(name: str) -> Row:
     images = replace(images, batch=images.batch[:IMAGES], names=images.names[:IMAGES], sha256=images.sha256[:IMAGES])
     started = time.perf_counter()
     lowered = lower(trace(loaded.module, loaded.spec), "portable")
-    check(skeleton(lowered.model))
-    file = serialize(lowered.model)
+    file = apart(lowered.model)
+    check(skeleton(file))
     seconds = time.perf_counter() - started
     eager = EagerDecisions(loaded.module)
     fp32 = _proof(eager, convert(lowered, "fp32"), loaded, images)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -39,8 +40,14 @@ MOVES_DATA = frozenset(
 
 def module_of(node: ir.Node) -> str:
     """Path of the PyTorch module that a node comes from, for instance "stages.2.0.gnconv"; "" for the root."""
-    scopes = ast.literal_eval(node.metadata_props.get(SCOPES, "[]"))
-    return str(scopes[-2]) if len(scopes) > 1 else ""
+    return _module_of(node.metadata_props.get(SCOPES, "[]"))
+
+
+@cache
+def _module_of(scopes: str) -> str:
+    """Passes ask for it again and again, and reading the list takes longer than all else that they do with a node."""
+    path = ast.literal_eval(scopes)
+    return str(path[-2]) if len(path) > 1 else ""
 
 
 def constant(value: ir.Value | None) -> NDArray[Any] | None:

@@ -140,15 +140,20 @@ def let_go(model: ir.Model) -> None:
         value.const_value = None
 
 
-def skeleton(model: ir.Model) -> onnx.ModelProto:
+def skeleton(file: ModelFile) -> onnx.ModelProto:
     """The graph with its large weights as inputs: all that a check of types and shapes needs, of any size."""
-    model = model.clone()
-    for value, tensor in list(_tensors(model)):
-        if tensor.nbytes > _SMALL:
-            del model.graph.initializers[str(value.name)]
-            value.shape, value.dtype, value.const_value = ir.Shape(tensor.numpy().shape), tensor.dtype, None
-            model.graph.inputs.append(value)
-    return ir.to_proto(model)
+    model = onnx.ModelProto()
+    model.ParseFromString(file.graph)
+    kept = []
+    for tensor in model.graph.initializer:
+        if tensor.name in file.weights:
+            typed = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+            model.graph.input.append(typed)
+        else:
+            kept.append(tensor)
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(kept)
+    return model
 
 
 def _size(model: ir.Model) -> int:

@@ -81,7 +81,8 @@ def weigh(
     """The report with its verdict on the candidates as they run with eager's own clusters.
 
     What is left of the error then is arithmetic, and must be within the thresholds of the precision.
-    Every clustering by itself must agree with eager's on `LEAST`.
+    Every clustering by itself must agree with eager's on `LEAST`. How far clusters of its own agree, and what
+    they change, is told of the first candidate alone.
 
     Args:
         proof: of the candidates running freely; its outputs stay in the report.
@@ -91,15 +92,19 @@ def weigh(
     """
     failures = [f"{each.name}: not finite" for each in proof.outputs if not np.isfinite(each.rms_rel)]
     same: dict[str, list[OutputParity]] = {output.name: [] for output in proof.outputs}
-    changed: dict[str, list[float]] = {output.name: [] for output in proof.outputs}
+    changed = {output.name: 0.0 for output in proof.outputs}
     shares: tuple[_Shares, _Shares, _Shares] = ({}, {}, {})
     batches = [_Batch.of(batch, chunks_of(images, batch), decide) for batch in BATCHES]
-    for method, opener in candidates.items():
+    for number, (method, opener) in enumerate(candidates.items()):
         with step(f"{method}, its clusterings"):
-            free, results = _run(opener, batches)
-        for name, want, got, own in zip(changed, batches[0].expected, results[0].outputs, free.outputs, strict=True):
-            changed[name].append(float(np.sqrt(np.mean((own - got) ** 2)) / (want.std() or 1.0)))
-        _collect(shares[0], free.agreements)
+            free, results = _run(opener, batches, freely=number == 0)
+        if free is not None:
+            of_output = zip(changed, batches[0].expected, results[0].outputs, free.outputs, strict=True)
+            changed = {
+                name: float(np.sqrt(np.mean((own - got) ** 2)) / (want.std() or 1.0))
+                for name, want, got, own in of_output
+            }
+            _collect(shares[0], free.agreements)
         for batch, runs in zip(batches, results, strict=True):
             _collect(shares[1], runs.alone)
             _collect(shares[2], runs.lent)
@@ -116,7 +121,7 @@ def weigh(
         thresholds=proof.thresholds | {"clusters_alone": least.alone, "clusters_lent": least.lent},
         cluster_agreement=found,
         same_clusters=tuple(worst(results) for results in same.values()),
-        changed_clusters={name: max(values) for name, values in changed.items()},
+        changed_clusters=changed,
     )
 
 
@@ -134,8 +139,8 @@ def _collect(shares: _Shares, measured: Mapping[str, NDArray[np.float64]]) -> No
         shares.setdefault(node, []).append(values)
 
 
-def _run(opener: Opener, batches: Sequence[_Batch]) -> tuple[_Free, list[_Same]]:
-    """One candidate: freely over the images alone, as that is only told; and over all batches, as that is judged."""
+def _run(opener: Opener, batches: Sequence[_Batch], *, freely: bool) -> tuple[_Free | None, list[_Same]]:
+    """One candidate: freely over the images alone, if at all; and over all batches with eager's clusters."""
     session, nodes = opener()
 
     def outputs(batch: _Batch, given: Callable[[Orders], Orders]) -> list[Outputs]:
@@ -161,11 +166,14 @@ def _run(opener: Opener, batches: Sequence[_Batch]) -> tuple[_Free, list[_Same]]
     def only(batch: _Batch, runs: Sequence[Outputs]) -> Outputs:
         return joined([each[: len(batch.expected)] for each in runs])
 
-    alone = batches[0]
-    free = outputs(alone, undecided)
-    drop_mapped_weights()
+    free = None
+    if freely:
+        alone = batches[0]
+        runs = outputs(alone, undecided)
+        free = _Free(only(alone, runs), shares(alone, runs, agreement))
+        drop_mapped_weights()
     same = [(batch, outputs(batch, dict)) for batch in batches]
-    return _Free(only(alone, free), shares(alone, free, agreement)), [
+    return free, [
         _Same(only(batch, runs), shares(batch, runs, agreement), shares(batch, runs, lent_agreement))
         for batch, runs in same
     ]

@@ -68,8 +68,9 @@ def _everything(traced: Traced) -> list[Lowered]:
     for form in forms:
         for precision in ("fp32", "fp16"):
             converted = convert(form, precision)  # type: ignore[arg-type]
-            check(skeleton(converted.model))
-            apart(rounded(converted) if precision == "fp16" else converted.model)
+            check(skeleton(apart(converted.model)))
+            if precision == "fp16":
+                apart(rounded(converted))
     return forms
 
 

@@ -81,7 +81,7 @@ def test_weights_begin_on_pages(traced_small_gf: Traced, tmp_path: Path) -> None
 
 def test_the_skeleton_is_checked_without_the_weights(traced_small_gf: Traced) -> None:
     model = lower(traced_small_gf, "portable").model
-    proto = skeleton(model)
+    proto = skeleton(apart(model))
     assert proto.ByteSize() < sum(tensor.const_value.nbytes for tensor in model.graph.initializers.values()) / 4
     check(proto)
     next(node for node in proto.graph.node if node.op_type == "Conv").op_type = "MatMul"
