@@ -40,8 +40,8 @@ def fill(model: nn.Module, seed: int) -> None:
 
     def draw(name: str, parameter: nn.Parameter) -> None:
         generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}:{name}".encode()))
-        noise = torch.randn(parameter.shape, generator=generator)
-        parameter.data.copy_(_scaled(name, noise))
+        # In place: what a thread frees stays with the process, in a heap of its own that glibc does not trim.
+        _scale(name, parameter.data.normal_(generator=generator))
 
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # torch draws with one thread
         for drawn in [pool.submit(draw, name, parameter) for name, parameter in model.named_parameters()]:
@@ -63,16 +63,18 @@ class Unfilled(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _scaled(name: str, noise: Tensor) -> Tensor:
+def _scale(name: str, noise: Tensor) -> None:
+    """Make a parameter out of noise with mean 0 and spread 1, in place."""
     *_, module, leaf = f".{name}".split(".")
     if module.startswith("res_scale"):  # on the residual itself: halving it in every block amplifies rounding errors
-        return 1.0 + 0.1 * noise
-    if leaf in _SPREAD:
-        return _SPREAD[leaf] * noise
-    if leaf == "random_matrix":  # weights of an average
-        return noise.abs() / noise.abs().sum(-1, keepdim=True)
-    if noise.ndim > 1:
-        return noise / math.sqrt(math.prod(noise.shape[1:]))
-    if leaf == "bias":
-        return 0.1 * noise
-    return (1.0 if leaf == "weight" else 0.5) + 0.1 * noise
+        noise.mul_(0.1).add_(1.0)
+    elif leaf in _SPREAD:
+        noise.mul_(_SPREAD[leaf])
+    elif leaf == "random_matrix":  # weights of an average
+        noise.abs_().div_(noise.sum(-1, keepdim=True))
+    elif noise.ndim > 1:
+        noise.div_(math.sqrt(math.prod(noise.shape[1:])))
+    elif leaf == "bias":
+        noise.mul_(0.1)
+    else:
+        noise.mul_(0.1).add_(1.0 if leaf == "weight" else 0.5)
