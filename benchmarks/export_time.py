@@ -38,9 +38,11 @@ from metaformer_export.runtime.threads import available_threads
 STAGE = re.compile(r"(\w+) +(\d+\.\d) s\b")
 """How the command reports a finished stage; the lines of its steps are indented."""
 _IMPORT = (
-    "import metaformer_export.pipeline, torch.onnx._internal.exporter._core, torch._dynamo, "
-    "torch._export.non_strict_utils, onnxscript.optimizer, onnxscript.rewriter.onnx_fusions, openvino"
+    "import metaformer_export.pipeline, torch.onnx._internal.exporter._core, torch._dynamo, torch.export._trace, "
+    "torch._export.non_strict_utils, onnxscript.function_libs.torch_lib.ops, onnxscript.optimizer, "
+    "onnxscript.rewriter.onnx_fusions, openvino"
 )
+"""All but a few of the modules that an export has loaded when it ends."""
 _RSS_UNIT = 1 if sys.platform == "darwin" else 1024
 _SAMPLE_S = 0.02
 _MB = 1e6
