@@ -7,11 +7,9 @@ the outputs by far more than the rounding. So decisions and arithmetic are judge
 
 from __future__ import annotations
 
-import gc
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
@@ -49,11 +47,7 @@ class Clusterings:
         model = self.graph().clone()
         modules = _lay_open(model)
         with readable(model) as file:
-            session = self.load(file, threads=self.threads)
-        del model
-        if isinstance(file, Path):  # large
-            gc.collect()  # nodes and values refer to each other: thousands of them, beside those of other graphs
-        return session, modules
+            return self.load(file, threads=self.threads), modules
 
 
 def _lay_open(model: ir.Model) -> tuple[str, ...]:
