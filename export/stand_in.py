@@ -17,6 +17,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 STAND_IN = 1_000_003
 BATCH = "batch"
 """The symbolic dimension that takes its place."""
+_NUMBERS = (ir.AttributeType.INT, ir.AttributeType.INTS, ir.AttributeType.FLOAT, ir.AttributeType.TENSOR)
+"""Attributes that may hold it."""
 
 
 def example(channels: int, image_size: tuple[int, int]) -> Tensor:
@@ -31,7 +33,7 @@ def is_computed_with(graph: ir.Graph) -> bool:
     if any(tensor is not None and _holds(tensor) for tensor in constants):
         return True
     attributes = (each for node in ir.traversal.RecursiveGraphIterator(graph) for each in node.attributes.values())
-    return any(_holds(each.value) for each in attributes if each.type in _INTEGERS)
+    return any(_holds(each.value) for each in attributes if each.type in _NUMBERS)
 
 
 def replace_by_batch(graph: ir.Graph) -> None:
@@ -42,13 +44,10 @@ def replace_by_batch(graph: ir.Graph) -> None:
             value.shape = ir.Shape([_dimension(size) for size in value.shape])
 
 
-_INTEGERS = (ir.AttributeType.INT, ir.AttributeType.INTS, ir.AttributeType.TENSOR)
-
-
 def _holds(number: object) -> bool:
     if isinstance(number, ir.TensorProtocol):
-        if number.dtype not in (ir.DataType.INT64, ir.DataType.INT32):
-            return False
+        if number.size > 1 and number.dtype not in (ir.DataType.INT64, ir.DataType.INT32):
+            return False  # weights: only a single number may be the batch as a divisor, for instance
         number = number.numpy()
     array = np.asarray(number)
     return bool(((array != 0) & (array % STAND_IN == 0)).any())

@@ -48,10 +48,12 @@ class _Batched(nn.Module):
             return (2 * x).reshape(x.shape[0], flat.shape[1])
         if self.how == "range":
             return flat + torch.arange(x.shape[0], dtype=x.dtype)[:, None]
+        if self.how == "divisor":
+            return flat / x.shape[0]
         return flat * torch.ones(1, flat.shape[1]).expand(x.shape[0], -1)
 
 
-@pytest.mark.parametrize("how", ["shape", "range", "expand"])
+@pytest.mark.parametrize("how", ["shape", "range", "divisor", "expand"])
 def test_a_model_that_computes_with_its_batch_is_right_for_any(how: str) -> None:
     module = _Batched(how).eval()
     traced = trace(module, support.spec_for(how, (4, 4)))
@@ -68,10 +70,11 @@ def test_a_model_that_computes_with_its_batch_is_right_for_any(how: str) -> None
     [
         (ir.tensor([2, 3 * STAND_IN]), True),
         (ir.tensor([0, STAND_IN + 1]), False),
-        (ir.tensor([float(STAND_IN)]), False),
+        (ir.tensor([2.0 * STAND_IN]), True),
+        (ir.tensor([1.5, float(STAND_IN)]), False),
     ],
 )
-def test_multiples_among_whole_constants_are_noticed(constant: ir.TensorProtocol, noticed: bool) -> None:
+def test_multiples_among_constants_are_noticed(constant: ir.TensorProtocol, noticed: bool) -> None:
     weight = ir.val("constant", const_value=constant)
     assert is_computed_with(ir.Graph([], [], nodes=[], initializers=[weight])) == noticed
     made = ir.node("Constant", [], {"value": constant})
