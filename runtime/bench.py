@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
+import torch
 
 Run = Callable[[], object]
 
@@ -79,8 +80,12 @@ def unstable(times: dict[str, list[float]]) -> str:
 
 
 def machine() -> str:
-    """Processor and operating system, for the record."""
-    return f"{_processor()}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}"
+    """Processor with its vector instructions, and operating system, for the record.
+
+    A virtual machine may call two generations of processors by one name.
+    """
+    vectors = torch.backends.cpu.get_cpu_capability()
+    return f"{_processor()}, {os.cpu_count()} cores, {vectors}, {platform.system()} {platform.machine()}"
 
 
 def _processor() -> str:
