@@ -53,10 +53,10 @@ def simplify(model: ir.Model) -> None:
     """Rewrite what `torch.onnx.export(optimize=False)` returned in place, as its optimizer would, in linear time."""
     common.InlinePass()(model)
     for _ in range(_ROUNDS):
-        changed = fold_constants_ir(model, onnx_shape_inference=True).modified
-        changed |= RewritePass(RULES)(model).modified
+        fold_constants_ir(model, onnx_shape_inference=True)
+        rewritten = RewritePass(RULES)(model).modified
         common.RemoveUnusedNodesPass()(model)
-        if not changed:
+        if not rewritten:  # folding goes through the whole graph in order: another time it finds no more
             break
     common.RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
     common.RemoveUnusedOpsetsPass()(model)
