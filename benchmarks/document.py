@@ -51,6 +51,7 @@ TABLES: Mapping[str, tuple[str, Callable[[Saved], str]]] = {
     "passes": ("passes.json", _passes),
     "scaling": ("scaling.json", _scaling),
     "export_time": ("export_time.json", _export_time),
+    "export_time_onnx": ("export_time_onnx.json", _export_time),
 }
 """Name of a table: the figures that it shows, and how."""
 
