@@ -20,7 +20,7 @@ from .runtime.session import Session
 from .runtime.threads import available_threads
 
 _TOGETHER_SECONDS = 4.0
-_LEAST_TOGETHER = 4
+_LEAST_TOGETHER = 5
 _ALONE_SECONDS = 3.0
 """For each batch size, but for the last round; and the rounds that there are in any case."""
 

@@ -17,7 +17,7 @@ Run = Callable[[], object]
 RUNS = 2
 """Timed runs of one turn."""
 _SETTLE_S = 0.05
-_FEW_RUNS = 8
+_FEW_RUNS = 10
 _WIDE_SPREAD = 1.5
 
 
