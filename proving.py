@@ -115,8 +115,6 @@ class Judge:
             precision,
             self.spec.outputs,
             classifier=classifier,
-            # What a clustering model makes freely is only told, and of images alone it is told further on.
-            batches=parity.BATCHES[1:] if self.clusters else parity.BATCHES,
             out_of_range=out_of_range,
             step=step,
         )

@@ -117,7 +117,6 @@ def weigh(
     return replace(
         proof,
         passed=not failures,
-        batches=BATCHES,
         failures=tuple(failures),
         thresholds=proof.thresholds | {"clusters_alone": least.alone, "clusters_lent": least.lent},
         cluster_agreement=found,

@@ -49,7 +49,6 @@ def compare(
     names: Sequence[str],
     *,
     classifier: bool,
-    batches: tuple[int, ...] = BATCHES,
     out_of_range: tuple[OutOfRange, ...] = (),
     step: Step = untold,
 ) -> ParityReport:
@@ -61,28 +60,27 @@ def compare(
             next is opened.
         names: of the outputs.
         classifier: whether outputs are logits (N, classes), of which the first classes are compared.
-        batches: sizes of the batches that all images are run in.
         step: told of each candidate.
     """
     limits = THRESHOLDS[precision]
     measured: dict[str, list[OutputParity]] = {name: [] for name in names}
-    chunks = {batch: chunks_of(images, batch) for batch in batches}
+    chunks = {batch: chunks_of(images, batch) for batch in BATCHES}
     with step("eager"):
-        expected = {batch: _run(reference, chunks[batch]) for batch in batches}
+        expected = {batch: _run(reference, chunks[batch]) for batch in BATCHES}
     failures = [
         f"{name}: eager's own output is not finite"
-        for name, want in zip(names, expected[batches[0]], strict=True)
+        for name, want in zip(names, expected[BATCHES[0]], strict=True)
         if not np.isfinite(want).all()
     ]
     for method, open_candidate in candidates.items():
         with step(method):
             candidate = open_candidate()
             results = {}
-            for batch in batches:
+            for batch in BATCHES:
                 results[batch] = _run(candidate, chunks[batch])
                 drop_mapped_weights()
             del candidate  # before the next is opened
-        for batch in batches:
+        for batch in BATCHES:
             for name, want, got in zip(names, expected[batch], results[batch], strict=True):
                 result = measure(name, want, got, classifier=classifier)
                 measured[name].append(result)
@@ -92,7 +90,7 @@ def compare(
         precision=precision,
         images=len(images.names),
         image_source=images.source,
-        batches=batches,
+        batches=BATCHES,
         outputs=tuple(worst(results) for results in measured.values()),
         methods=tuple(candidates),
         thresholds=asdict(limits),
