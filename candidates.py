@@ -132,7 +132,9 @@ def _tried(
             session = way.open()
             way = replace(way, opened=lambda: session)
         if not plan.proved:
-            proof = judge.compare({plan.runtime.name: way}, plan.precision, begin=begin, step=step)
+            proof = judge.compare(
+                {plan.runtime.name: way}, plan.precision, begin=begin, at_once=file.batches_at_once, step=step
+            )
         session = way.open()
     except MetaformerExportError as error:
         return replace(candidate, failures=(str(error),)), None

@@ -26,6 +26,8 @@ from .runtime.session import OpenSession, Session
 from .runtime.threads import available_threads
 from .runtime.together import Begin, together, when_asked
 
+_BATCHES_AT_ONCE = 2
+"""In sessions that are not timed: two keep two cores busy, and there are two batches of three images."""
 _FILES = {"portable": "model.onnx", "openvino": "model.onnx", "plugin": "model.plugin.onnx"}
 
 
@@ -56,6 +58,11 @@ class File:
         """
         return 0 if self.large else available_threads()
 
+    @property
+    def batches_at_once(self) -> int:
+        """How many batches a session computes at once where it is not timed; of a large file, one, to save memory."""
+        return 1 if self.large else min(_BATCHES_AT_ONCE, available_threads())
+
     def name_in(self, runtime: str) -> str:
         """What the way to run the file in that runtime is called."""
         return f"{self.name} in {runtime}"
@@ -67,16 +74,20 @@ class Way:
 
     Attributes:
         opened: what has its session, if somebody else opens it.
+        at_once: batches that its session computes side by side; for one that is timed it is 1.
     """
 
     data: Callable[[], ModelFile | Path]
     graph: Callable[[], ir.Model]
     load: OpenSession = onnxruntime.open_session
     opened: Callable[[], Session] | None = None
+    at_once: int = 1
 
     def open(self) -> Session:
         """The session that it is given, or a new one with all threads."""
-        return self.load(self.data(), threads=available_threads()) if self.opened is None else self.opened()
+        if self.opened is not None:
+            return self.opened()
+        return self.load(self.data(), threads=available_threads(), at_once=self.at_once)
 
 
 @dataclass(frozen=True)
@@ -94,6 +105,7 @@ class Judge:
         precision: Precision,
         *,
         begin: Begin = when_asked,
+        at_once: int = 1,
         out_of_range: tuple[OutOfRange, ...] = (),
         step: Step = untold,
     ) -> ParityReport:
@@ -101,13 +113,13 @@ class Judge:
 
         Args:
             begin: opens graphs with clusterings laid open.
+            at_once: batches that these compute side by side.
             step: told of each way.
         """
         threads, classifier = available_threads(), not self.spec.features
         openers: dict[str, parity.Opener] = {name: way.open for name, way in ways.items()}
-        clusterings = {
-            name: begin(Clusterings(way.graph, threads, way.load).open) for name, way in ways.items() if self.clusters
-        }
+        laid_open = {name: Clusterings(way.graph, threads, way.load, at_once) for name, way in ways.items()}
+        clusterings = {name: begin(each.open) for name, each in laid_open.items() if self.clusters}
         proof = parity.compare(
             self.decide.outputs,
             openers,
@@ -159,12 +171,18 @@ def prove(
     files: tuple[File, ...], beyond: tuple[OutOfRange, ...], judge: Judge, options: ExportOptions, progress: Progress
 ) -> Proved:
     """How all files compare with eager."""
+    timed = {files[0].name_in(runtime) for runtime in (onnxruntime.NAME, openvino.NAME)}
     with progress.stage("parity") as done, together(files[0].at_once) as begin:
-        ways = {name: replace(way, opened=begin(way.open)) for name, way in _ways(files, options).items()}
-        proof = judge.compare(ways, options.precision, begin=begin, out_of_range=beyond, step=progress.step)
+        at_once = files[0].batches_at_once
+        ways = {
+            name: way if name in timed else replace(way, at_once=at_once) for name, way in _ways(files, options).items()
+        }
+        ways = {name: replace(way, opened=begin(way.open)) for name, way in ways.items()}
+        proof = judge.compare(
+            ways, options.precision, begin=begin, at_once=at_once, out_of_range=beyond, step=progress.step
+        )
         done(remarks.parity_line(proof, not judge.spec.features))
-    delivered = {files[0].name_in(runtime) for runtime in (onnxruntime.NAME, openvino.NAME)}
-    return Proved(proof, {name: way for name, way in ways.items() if name in delivered})
+    return Proved(proof, {name: way for name, way in ways.items() if name in timed})
 
 
 def _convert(lowered: Lowered, folder: Path, options: ExportOptions, peaks: dict[str, float]) -> File:

@@ -32,11 +32,14 @@ Orders = dict[str, NDArray[np.int64]]
 
 @dataclass(frozen=True)
 class Clusterings:
-    """The clusterings of one exported graph; `graph` makes it, so that only one is in memory, and `load` runs it."""
+    """The clusterings of one exported graph; `graph` makes it, so that only one is in memory, and `load` runs it, as
+    many batches `at_once` as it can.
+    """
 
     graph: Callable[[], ir.Model]
     threads: int
     load: OpenSession = open_session
+    at_once: int = 1
 
     def open(self) -> tuple[Session, tuple[str, ...]]:
         """The graph with its decisions laid open, and the modules that make them.
@@ -47,7 +50,7 @@ class Clusterings:
         model = self.graph().clone()
         modules = _lay_open(model)
         with readable(model) as file:
-            return self.load(file, threads=self.threads), modules
+            return self.load(file, threads=self.threads, at_once=self.at_once), modules
 
 
 def _lay_open(model: ir.Model) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from ..progress import Step, untold
 from .clustering import Orders, agreement, lent_agreement, undecided
 from .memory import drop_mapped_weights
 from .parity import BATCHES, THRESHOLDS, Outputs, chunks_of, joined, judge, measure, worst
-from .session import Session
+from .session import Session, run_each
 
 Decide = Callable[[NDArray[np.float32]], tuple[Outputs, Orders]]
 Opener = Callable[[], tuple[Session, tuple[str, ...]]]
@@ -144,10 +144,8 @@ def _run(opener: Opener, batches: Sequence[_Batch], *, freely: bool) -> tuple[_F
     session, nodes = opener()
 
     def outputs(batch: _Batch, given: Callable[[Orders], Orders]) -> list[Outputs]:
-        return [
-            session(chunk, given({node: orders[node] for node in nodes}))
-            for chunk, orders in zip(batch.chunks, batch.orders, strict=True)
-        ]
+        orders = [given({node: each[node] for node in nodes}) for each in batch.orders]
+        return run_each(session, list(zip(batch.chunks, orders, strict=True)))
 
     def shares(
         batch: _Batch, runs: Sequence[Outputs], compare: Callable[..., NDArray[np.float64]]

@@ -48,6 +48,7 @@ class Session:
     compiled: Any
     input_name: str
     executed: Mapping[str, int]
+    at_once: int = 1
 
     def __call__(
         self, batch: NDArray[np.floating], given: Mapping[str, NDArray[np.int64]] | None = None
@@ -88,10 +89,12 @@ def settings(threads: int, hint: Hint = "f32") -> dict[str, str | int]:
     }
 
 
-def open_session(model: ModelFile | Path, *, threads: int, hint: Hint = "f32") -> Session:
+def open_session(model: ModelFile | Path, *, threads: int, at_once: int = 1, hint: Hint = "f32") -> Session:
     """Compile a serialised model or a file for the CPU.
 
     Args:
+        at_once: not followed: OpenVINO would compile the model for each call that may run beside another, which
+            takes longer than is won.
         hint: "f32" runs the file in the types it is written in; "bf16" has OpenVINO lower a float32 file.
 
     Raises:

@@ -14,9 +14,11 @@ from ..calibration.images import ImageSet
 from ..errors import ParityError
 from ..progress import Step, untold
 from .memory import drop_mapped_weights
+from .session import run_each
 
 Outputs = list[NDArray[np.float32]]
 Runner = Callable[[NDArray[np.float32]], Outputs]
+"""A batch (B, C, H, W) -> outputs in order: a function, or a session, which may take several batches at once."""
 Opener = Callable[[], Runner]
 
 BATCHES = (1, 3)
@@ -138,7 +140,7 @@ def chunks_of(images: ImageSet, batch: int) -> list[NDArray[np.float32]]:
 
 
 def _run(runner: Runner, chunks: Sequence[NDArray[np.float32]]) -> Outputs:
-    return joined([runner(chunk) for chunk in chunks])
+    return joined(run_each(runner, [(chunk,) for chunk in chunks]))
 
 
 def joined(results: Sequence[Outputs]) -> Outputs:
