@@ -3,18 +3,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 from onnxscript.optimizer import fold_constants_ir
-from onnxscript.rewriter import RewritePass
+from onnxscript.rewriter import RewritePass, RewriteRule
 from onnxscript.rewriter.onnx_fusions import fuse
 from onnxscript.rewriter.rules import common as rules
 
-RULES = (
-    *rules.mul_by_1_rule.commute(),
-    *rules.add_0_rule.commute(),
-    rules.sub_0_rule,
-    rules.div_by_1_rule,
+OF_SHAPES = (
     rules.dropout_zero_rule,
     rules.dropout_inference_rule,
     rules.two_reshapes_matmul_reshape_rule,
@@ -35,42 +33,47 @@ RULES = (
     rules.squeeze_reshape_1d_rule,
     rules.normalize_pad_format_conv_rule,
     rules.fuse_pad_into_conv_rule,
+)
+OF_NUMBERS = (
+    *rules.mul_by_1_rule.commute(),
+    *rules.add_0_rule.commute(),
+    rules.sub_0_rule,
+    rules.div_by_1_rule,
     rules.fuse_batchnorm_into_conv_rule,
     rules.fuse_batchnorm_into_gemm_rule,
     rules.remove_optional_bias_from_conv_rule,
     rules.remove_optional_bias_from_gemm_rule,
 )
-"""onnxscript's default rules in its order, less those for what no family writes, and less `slice_split_rule`: to find
-its pairs of Slices it goes through the whole graph again for every node (half of a deep BOAT-CSWin's tracing), and
-finds none here.
+"""onnxscript's default rules, less those for what no family writes, and less `slice_split_rule`: to find its pairs of
+Slices it goes through the whole graph again for every node (half of a deep BOAT-CSWin's tracing), and finds none here.
+The second may read parameters and buffers.
 """
 
 _ROUNDS = 2
 """As in onnxscript's own optimizer: a rewrite may make constants that can be folded."""
 
 
-def fold_shapes(model: ir.Model) -> None:
-    """Infer the shapes of all values, and fold the constants that parameters and buffers have no part in."""
+def simplify_shapes(model: ir.Model) -> None:
+    """Infer the shapes of all values, and simplify in place what parameters and buffers have no part in.
+
+    What is left holds for every block of a kind, whatever its weights.
+    """
     common.InlinePass()(model)
     weights = {value: value.const_value for value in model.graph.initializers.values()}
     for value in weights:
         value.const_value = None
-    fold_constants_ir(model, onnx_shape_inference=True)
+    _rewrite(model, (*OF_NUMBERS, *OF_SHAPES), infer=True)
     for value, tensor in weights.items():
         value.const_value = tensor
 
 
 def simplify(model: ir.Model) -> None:
-    """Rewrite what `torch.onnx.export(optimize=False)` returned in place, as its optimizer would, in linear time.
-
-    All values must have shapes: inferring them node by node takes three times as long as the folding itself.
+    """Rewrite what `simplify_shapes` left, in place, so that it is as torch's exporter would optimize it, in linear
+    time.
     """
-    for _ in range(_ROUNDS):
-        fold_constants_ir(model, onnx_shape_inference=False)
-        rewritten = RewritePass(RULES)(model).modified
-        common.RemoveUnusedNodesPass()(model)
-        if not rewritten:  # folding goes through the whole graph in order: another time it finds no more
-            break
+    # All values have shapes: inferring them takes three times as long as the folding itself.
+    if _rewrite(model, OF_NUMBERS, infer=False):
+        _rewrite(model, (*OF_NUMBERS, *OF_SHAPES), infer=True)
     common.RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
     common.RemoveUnusedOpsetsPass()(model)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
@@ -79,3 +82,16 @@ def simplify(model: ir.Model) -> None:
     common.OutputFixPass()(model)
     common.NameFixPass()(model)
     fuse(model)
+
+
+def _rewrite(model: ir.Model, wanted: Sequence[RewriteRule], *, infer: bool) -> bool:
+    """Whether a rule found something."""
+    found = False
+    for _ in range(_ROUNDS):
+        fold_constants_ir(model, onnx_shape_inference=infer)
+        rewritten = RewritePass(wanted)(model).modified
+        common.RemoveUnusedNodesPass()(model)
+        if not rewritten:  # folding goes through the whole graph in order: another time it finds no more
+            break
+        found = True
+    return found

@@ -19,7 +19,7 @@ from ..errors import InputError
 from . import repeats
 from .collector import paused
 from .graph import SCOPES, module_of
-from .simplify import fold_shapes, simplify
+from .simplify import simplify, simplify_shapes
 from .stand_in import BATCH, example, is_computed_with, replace_by_batch
 from .translations import TRANSLATIONS
 
@@ -52,7 +52,7 @@ def trace(model: nn.Module, spec: ModelSpec, opset: int = DEFAULT_OPSET) -> Trac
             images = torch.zeros(2, spec.in_chans, *spec.image_size)
             traced = _translated(model, spec, opset, images, ({0: torch.export.Dim(BATCH)},))
         replace_by_batch(traced.graph)
-        fold_shapes(traced)  # before blocks are copied, which takes the shapes along
+        simplify_shapes(traced)  # before blocks are copied
         repeats.write_out(traced.graph, model)
         simplify(traced)
     traced.graph.name = spec.name
