@@ -79,7 +79,12 @@ def apart(model: ir.Model, name: str = "model.onnx", largest: int = LARGEST) -> 
 
     The file is the same, byte for byte.
     """
-    return taken_apart(model.clone(), name, largest)
+    weights = list(_tensors(model))
+    try:
+        return taken_apart(model, name, largest)
+    finally:
+        for value, tensor in weights:
+            value.const_value = tensor
 
 
 def taken_apart(model: ir.Model, name: str = "model.onnx", largest: int = LARGEST) -> ModelFile:
