@@ -175,3 +175,19 @@ def test_images_of_another_number_of_channels_are_named(tmp_path: Path) -> None:
         create_model("poolformer_s12", checkpoint=tmp_path / "four.pth")
     loaded = create_model("poolformer_s12", checkpoint=tmp_path / "four.pth", in_chans=4).state_dict()
     assert loaded["patch_embed.proj.weight"].shape == (64, 4, 7, 7)
+
+
+@every_kind
+def test_a_network_for_training_starts_from_drawn_weights(kind: str) -> None:
+    """The seed decides all: nothing is left as it was in memory."""
+    family, config = KINDS[kind]
+
+    def built() -> nn.Module:
+        torch.manual_seed(0)
+        return family.build(config, BuildOptions(num_classes=10))
+
+    held = [torch.full((1 << 20,), torch.nan) for _ in range(8)]  # what is in memory that is given out again
+    del held
+    first, second = built().state_dict(), built().state_dict()
+    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+    assert max(float(tensor.abs().max()) for tensor in first.values() if tensor.is_floating_point()) < 10
