@@ -80,7 +80,7 @@ def image_files(folder: Path) -> list[Path]:
         raise ImageError(f"image folder {folder} does not exist.")
     if not folder.is_dir():
         raise ImageError(f"{folder} is not a folder; give the folder that holds the images.")
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and not _hidden(p.relative_to(folder)))
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and not is_hidden(p.relative_to(folder)))
     if not files:
         raise ImageError(f"there are no images in {folder}.")
     for file in files:
@@ -128,5 +128,5 @@ def preprocess(image: Image.Image, how: Preprocessing, size: tuple[int, int], in
     return np.ascontiguousarray(planes[np.arange(in_chans) % 3])
 
 
-def _hidden(relative: Path) -> bool:
+def is_hidden(relative: Path) -> bool:
     return any(part.startswith(".") for part in relative.parts) or relative.name == "Thumbs.db"
