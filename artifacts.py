@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -27,6 +28,7 @@ class ModelSpec:
         checkpoint_sha256: None for seeded random weights.
         outputs: names of the graph's outputs, in order.
         neck: the detection neck after the stage maps, "" for none.
+        sizes: what is not as in the authors' variant, by the names of models.sizes; {} for theirs.
     """
 
     name: str
@@ -42,6 +44,7 @@ class ModelSpec:
     preprocessing: Preprocessing
     outputs: tuple[str, ...]
     neck: str = ""
+    sizes: Mapping[str, int | tuple[int, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

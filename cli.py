@@ -20,7 +20,7 @@ from rich.console import Console
 
 from .cli_inspect import inspect_command
 from .errors import InputError, LoweringError, MetaformerExportError
-from .options import BatchRange, ExportOptions, parse_resolution
+from .options import BatchRange, ExportOptions, parse_resolution, parse_size
 from .version import __version__
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ _DEFECT = LoweringError.exit_code
 _LONG_STEP_S = 2.0
 """What is shorter needs no line of its own."""
 _SECTIONS = {
-    "Model": ("model", "list_models", "checkpoint", "num_classes", "features", "neck", "resolution", "seed"),
+    "Model": ("model", "list_models", "checkpoint", "num_classes", "features", "neck", "sizes", "resolution", "seed"),
     "Precision and form": ("fp16", "bf16", "io", "opset", "batch", "target"),
     "Proof and output": ("images", "output", "as_json"),
 }
@@ -114,6 +114,14 @@ class _ConsoleProgress:
 )
 @click.option(
     "--neck", default="", metavar="NAME", help="Detection neck on the stage maps: horfpn_7x7 or horfpn_gf (HorNet)."
+)
+@click.option(
+    "--set",
+    "sizes",
+    multiple=True,
+    metavar="NAME=N,N,...",
+    help="Another width, dims, depths or heads than the model's, for a network of your own; may be repeated: "
+    "--set width=16 --set depths=1,1,2,1.",
 )
 @click.option("--resolution", metavar="N|HxW", help="Input size in pixels. [default: the model's]")
 @click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Seed of random weights.")
@@ -261,6 +269,7 @@ def _options(given: dict[str, Any]) -> ExportOptions:
         num_classes=given["num_classes"],
         features=given["features"],
         neck=given["neck"],
+        sizes=dict(parse_size(text) for text in given["sizes"]),
         output=given["output"],
         images=given["images"],
         opset=given["opset"],

@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -45,6 +46,16 @@ def parse_resolution(text: str) -> tuple[int, int]:
     return height, int(match[2] or height)
 
 
+def parse_size(text: str) -> tuple[str, int | tuple[int, ...]]:
+    """A name and its number or numbers, from "width=16" or "depths=1,1,2,1"."""
+    name, equals, value = text.partition("=")
+    parts = [part.strip() for part in value.split(",")]
+    if not equals or not all(part.isdecimal() and len(part) < 10 for part in parts):
+        raise InputError(f"--set takes NAME=N or NAME=N,N,..., for instance depths=1,1,2,1; got {text!r}.")
+    numbers = tuple(int(part) for part in parts)
+    return name.strip(), numbers if len(numbers) > 1 else numbers[0]
+
+
 @dataclass(frozen=True)
 class ExportOptions:
     """One export. Fields are the options of the command line; None is the model's own default.
@@ -64,6 +75,7 @@ class ExportOptions:
     num_classes: int | None = None
     features: bool = False
     neck: str = ""
+    sizes: Mapping[str, int | tuple[int, ...]] = field(default_factory=dict)
     output: str | Path | None = None
     images: str | Path | None = None
     opset: int | None = None

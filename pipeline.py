@@ -77,6 +77,7 @@ def _load(
             image_size=options.resolution,
             features=options.features,
             neck=options.neck,
+            sizes=options.sizes,
             seed=options.seed,
         )
         images = load_images(options.images, loaded.spec)

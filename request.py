@@ -21,6 +21,8 @@ def recognised(options: ExportOptions, progress: Progress) -> tuple[ExportOption
     """The options with a model; where the checkpoint had to be read to find out which, also that and a note."""
     if options.model is not None or options.checkpoint is None:
         return options, None, []
+    if options.sizes:
+        raise InputError("--set changes a model; name it with --model.")
     with progress.stage("inspect") as done:
         read = read_checkpoint(options.checkpoint)
         found = identify(read)
@@ -75,6 +77,8 @@ def default_folder(options: ExportOptions) -> Path:
         parts.append("features")
     if options.neck:
         parts.append(options.neck)
+    for name, value in options.sizes.items():
+        parts.append(name + "x".join(map(str, value if isinstance(value, tuple) else (value,))))
     if options.resolution is not None and options.resolution != (variant.image_size, variant.image_size):
         parts.append("x".join(map(str, options.resolution)))
     return Path("build") / "-".join([*parts, options.precision])

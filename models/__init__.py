@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import nn
 
+    from .sizes import Sizes
+
 
 def create_model(
     name: str,
@@ -19,6 +21,7 @@ def create_model(
     in_chans: int = 3,
     features: bool = False,
     neck: str = "",
+    sizes: Sizes | None = None,
     seed: int = 0,
 ) -> nn.Module:
     """Build a model in eval mode, float32.
@@ -35,6 +38,8 @@ def create_model(
             `backbone.`.
         neck: name of a detection neck that turns the stage maps into the levels of a pyramid, for
             instance "horfpn_7x7"; needs features. Its parameters are under `neck.`.
+        sizes: another width, dims, depths or heads than the variant's, as far as its family has them, for instance
+            {"width": 16, "depths": (1, 1, 2, 1)}: a network of the family between or below the authors'.
         seed: of the random weights.
 
     Returns:
@@ -43,7 +48,7 @@ def create_model(
     Raises:
         UnknownModelError: no such model; the message suggests the nearest names.
         ImageSizeError: the family cannot run at that size.
-        InputError: no such neck for this model, or a neck without features, for instance.
+        InputError: no such neck for this model, or a neck without features, or sizes that it cannot have.
         CheckpointError: the file cannot be used; the message says why.
     """
     from .loading import load_model
@@ -56,5 +61,6 @@ def create_model(
         in_chans=in_chans,
         features=features,
         neck=neck,
+        sizes=sizes,
         seed=seed,
     ).module

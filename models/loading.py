@@ -19,6 +19,7 @@ from .dense import NECK_PREFIX, PREFIX, prefixed
 from .family import BuildOptions, Family, Variant
 from .identify import difference, likeliest
 from .name_maps import TITLES, NameMap, reshaped, to_authors
+from .sizes import Sizes, described, resized, sizes_that_fit
 
 _MOST = 1_000_000
 
@@ -65,6 +66,7 @@ def load_model(
     in_chans: int = 3,
     features: bool = False,
     neck: str = "",
+    sizes: Sizes | None = None,
     seed: int = 0,
 ) -> LoadedModel:
     """Build a model and fill it; see `create_model` for the arguments and errors.
@@ -72,6 +74,7 @@ def load_model(
     `checkpoint` may also be one that was read before.
     """
     family, variant = registry.find(name)
+    variant = resized(variant, sizes or {})
     size = _image_size(image_size, variant)
     variant.size_rule.check(variant.short_name, *size)
     _check(family, variant, num_classes, in_chans, features)
@@ -81,8 +84,9 @@ def load_model(
         num_classes = _adopt_classes(family, source, num_classes)
     options = BuildOptions(1000 if num_classes is None else num_classes, in_chans, features, neck)
     form = variant if source is None else source.form(variant)
-    with random_weights.Unfilled():
+    with random_weights.Unfilled(), sizes_that_fit(variant, sizes or {}):
         module = build(family, form, options)
+    said = [] if not sizes else [f"Not the {variant.short_name} of its authors: {described(sizes)}."]
     if source is None:
         random_weights.fill(module, seed)
         notes = [
@@ -92,7 +96,12 @@ def load_model(
         notes = _load(module, source, family, variant, options)
     weights = f"random, seed {seed}" if source is None else source.read.path.name
     spec = _spec(family, variant, options, size, module, weights, None if source is None else source.read.sha256)
-    return LoadedModel(module.eval().requires_grad_(False), spec, tuple(notes))
+    spec = replace(spec, sizes=dict(sizes or {}))
+    module.eval().requires_grad_(False)
+    if sizes:
+        with sizes_that_fit(variant, sizes):
+            module(torch.zeros(1, in_chans, *size))
+    return LoadedModel(module, spec, (*said, *notes))
 
 
 def _check(family: Family, variant: Variant, num_classes: int | None, in_chans: int, features: bool) -> None:
