@@ -18,6 +18,7 @@ import click
 from click.core import ParameterSource
 from rich.console import Console
 
+from .cli_eval import eval_command
 from .cli_inspect import inspect_command
 from .errors import InputError, LoweringError, MetaformerExportError
 from .options import BatchRange, ExportOptions, parse_resolution, parse_size
@@ -193,6 +194,7 @@ def command(context: click.Context, /, **given: Any) -> int:
 
 
 command.add_command(inspect_command)
+command.add_command(eval_command)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
