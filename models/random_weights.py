@@ -18,13 +18,14 @@ _DRAWS = (
     Tensor.normal_,
     nn.init.uniform_,
     nn.init.normal_,
-    nn.init.trunc_normal_,
     nn.init.kaiming_uniform_,
     nn.init.kaiming_normal_,
     nn.init.xavier_uniform_,
     nn.init.xavier_normal_,
 )
-"""What fills a tensor, its first argument, with random numbers."""
+"""What fills a tensor, its first argument, with random numbers. Modules must not use `trunc_normal_`: where nothing is
+drawn, it repeats without end until all numbers are within its bounds.
+"""
 
 _SPREAD = {"complex_weight": 0.5, "pos_embed": 0.2, "relative_position_bias_table": 0.2}
 """Parameters whose spread does not follow from their shape: what is added or multiplied has no fan-in."""

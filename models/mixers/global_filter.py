@@ -74,7 +74,7 @@ class GlobalLocalFilter(nn.Module):
         half = channels // 2
         self.dw = nn.Conv2d(half, half, 3, padding=1, groups=half, bias=False)
         self.complex_weight = nn.Parameter(torch.empty(half, *filter_size, 2))
-        nn.init.trunc_normal_(self.complex_weight, std=0.02)  # for those who train it
+        nn.init.normal_(self.complex_weight, std=0.02)  # the authors cut it off at 100 times its spread
         self.pre_norm = ChannelLayerNorm(channels)
         self.post_norm = ChannelLayerNorm(channels)
 
