@@ -188,7 +188,7 @@ def prove(
 def _convert(lowered: Lowered, folder: Path, options: ExportOptions, peaks: dict[str, float]) -> File:
     converted = convert(lowered, options.precision, max_abs=peaks, io=options.io)
     path = folder / _FILES[lowered.form]
-    content = apart(converted.model, path.name)
+    content = apart(converted.model, path.name, undisturbed=True)
     check(skeleton(content))
     content.write(path)
     left_on_disk((converted.model, lowered.model), path)

@@ -74,11 +74,16 @@ def serialize(model: ir.Model, name: str = "model.onnx", largest: int = LARGEST)
     return apart(model, name, largest)
 
 
-def apart(model: ir.Model, name: str = "model.onnx", largest: int = LARGEST) -> ModelFile:
+def apart(model: ir.Model, name: str = "model.onnx", largest: int = LARGEST, *, undisturbed: bool = False) -> ModelFile:
     """Likewise without a copy of the weights, which protobuf would make two of: they stay the model's own.
 
     The file is the same, byte for byte.
+
+    Args:
+        undisturbed: no other thread looks at the model meanwhile, so that its nodes need not be copied either.
     """
+    if not undisturbed:
+        return taken_apart(model.clone(), name, largest)
     weights = list(_tensors(model))
     try:
         return taken_apart(model, name, largest)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +68,23 @@ def test_the_weights_of_a_model_are_not_copied(traced_small_gf: Traced) -> None:
         tensor = model.graph.initializers[name].const_value
         assert tensor is not None
         assert np.shares_memory(array, tensor.numpy())
+
+
+def test_a_model_that_nobody_else_looks_at_is_left_as_it_was(traced_small_gf: Traced) -> None:
+    model = lower(traced_small_gf, "portable").model
+    before = {name: value.const_value for name, value in model.graph.initializers.items()}
+    copied, alone = apart(model), apart(model, undisturbed=True)
+    assert alone.graph == copied.graph
+    assert alone.weights.keys() == copied.weights.keys()
+    assert all(np.array_equal(alone.weights[name], array) for name, array in copied.weights.items())
+    assert all(model.graph.initializers[name].const_value is tensor for name, tensor in before.items())
+
+
+def test_several_threads_may_take_one_model_apart(traced_small_gf: Traced) -> None:
+    model = lower(traced_small_gf, "portable").model
+    want = apart(model).graph
+    with ThreadPoolExecutor(4) as pool:
+        assert all(file.graph == want for file in pool.map(lambda _: apart(model), range(16)))
 
 
 def test_weights_begin_on_pages(traced_small_gf: Traced, tmp_path: Path) -> None:
