@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What values the tensors of a graph take over many images, in bounded memory: extremes in one pass, histograms in two."""
+"""What values the tensors of a graph take over many images, in bounded memory: extremes, then histograms."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -93,7 +94,7 @@ def _count(
 
 
 def binned(tensor: NDArray[np.float32], seen: Extremes) -> NDArray[np.int64]:
-    """How many values lie in each of BINS bins of one width between the extremes; what is outside counts at the ends."""
+    """How many values lie in each of BINS bins of one width between the extremes; those outside count at the ends."""
     width = (seen.high - seen.low) / BINS
     if width == 0:
         return np.bincount([0], [tensor.size], BINS).astype(np.int64)
@@ -139,6 +140,11 @@ def _inputs(graph: ir.Graph) -> set[str]:
 
 
 def _bytes(value: ir.Value) -> int:
-    """Of one image: the first dimension is the batch, or a multiple of it, as in windows."""
-    sides = [side if isinstance(side, int) else 1 for side in value.shape or ()]
+    """Of one image: a symbolic dimension is the batch, or so many times the batch, as for windows."""
+    sides = [side if isinstance(side, int) else _times(str(side)) for side in value.shape or ()]
     return 4 * int(np.prod(sides))
+
+
+def _times(side: str) -> int:
+    found = re.match(r"(\d+)\*", side)
+    return int(found[1]) if found else 1
