@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""calibration.json: the ranges of a graph's tensors, and what they were computed from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from ..errors import InputError
+from ..export.serialize import ModelFile
+from .thresholds import METHODS, Method
+
+FORMAT = 1
+_TITLES = {
+    "graph_sha256": "another graph",
+    "weights_sha256": "other weights",
+    "data_sha256": "other images",
+    "method": "another method",
+}
+"""What a difference in each part of a key means, the gravest first."""
+
+
+@dataclass(frozen=True)
+class Key:
+    """What ranges depend on: those of an equal key can be used again.
+
+    Attributes:
+        graph_sha256: of the graph without its large weights, which are in `weights_sha256`.
+        data_sha256: of all images and their order (`Dataset.sha256`).
+    """
+
+    graph_sha256: str
+    weights_sha256: str
+    data_sha256: str
+    method: Method
+
+    def difference(self, other: Key) -> str:
+        """What the first difference means, for instance "other weights"; "" for an equal key."""
+        return next((title for part, title in _TITLES.items() if getattr(self, part) != getattr(other, part)), "")
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Ranges (low, high) of float32 tensors by name, with what a reader should know of their origin.
+
+    Attributes:
+        source: of the images, in words.
+    """
+
+    key: Key
+    model: str
+    source: str
+    images: int
+    ranges: Mapping[str, tuple[float, float]]
+
+    def write(self, path: Path) -> None:
+        """As JSON, whole or not at all."""
+        beside = path.with_name(f".{path.name}.{uuid4().hex}")
+        try:
+            beside.write_text(json.dumps({"format": FORMAT, **asdict(self)}, indent=2) + "\n", encoding="utf-8")
+            beside.replace(path)
+        finally:
+            beside.unlink(missing_ok=True)
+
+
+def key_of(file: ModelFile, data_sha256: str, method: Method) -> Key:
+    """Of a serialised graph and the images that are shown to it."""
+    weights = hashlib.sha256()
+    for name, array in file.weights.items():
+        weights.update(f"{name}\0{array.dtype}\0{array.shape}\0".encode())
+        weights.update(array.tobytes())
+    return Key(hashlib.sha256(file.graph).hexdigest(), weights.hexdigest(), data_sha256, method)
+
+
+def read_calibration(path: Path) -> Calibration:
+    """What `Calibration.write` wrote.
+
+    Raises:
+        InputError: no such file, or it is damaged, of another format, or has a range that is none.
+    """
+    try:
+        content: Any = json.loads(path.read_text(encoding="utf-8"))
+        if content["format"] != FORMAT:
+            raise InputError(f"{path} is of format {content['format']}, this version reads {FORMAT}; calibrate again.")
+        key = Key(**{field.name: content["key"][field.name] for field in fields(Key)})
+        ranges = {str(name): (float(low), float(high)) for name, (low, high) in content["ranges"].items()}
+        read = Calibration(key, str(content["model"]), str(content["source"]), int(content["images"]), ranges)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}.") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path} is no calibration.json, or it is damaged ({error}); calibrate again.") from error
+    if key.method not in METHODS:
+        raise InputError(f"{path} was made by method {key.method!r}, which is not known; use {', '.join(METHODS)}.")
+    wrong = next(
+        (name for name, ends in ranges.items() if not all(map(math.isfinite, ends)) or ends[0] > ends[1]), None
+    )
+    if wrong is not None:
+        raise InputError(f"{path} has no range for {wrong}: {ranges[wrong]}; calibrate again.")
+    return read
+
+
+def check_for(calibration: Calibration, path: Path, key: Key, model: str) -> None:
+    """InputError unless ranges that the user gave are of this graph and these weights; images and method may differ."""
+    wanted = Key(key.graph_sha256, key.weights_sha256, calibration.key.data_sha256, calibration.key.method)
+    if difference := calibration.key.difference(wanted):
+        raise InputError(
+            f"{path} is of {difference} ({calibration.model}) than this {model}; calibrate with --calib-data instead."
+        )
