@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from numpy.typing import NDArray
+
 from ..errors import InputError
-from ..export.serialize import ModelFile
 from .thresholds import METHODS, Method
 
 FORMAT = 1
@@ -69,13 +70,13 @@ class Calibration:
             beside.unlink(missing_ok=True)
 
 
-def key_of(file: ModelFile, data_sha256: str, method: Method) -> Key:
-    """Of a serialised graph and the images that are shown to it."""
-    weights = hashlib.sha256()
-    for name, array in file.weights.items():
-        weights.update(f"{name}\0{array.dtype}\0{array.shape}\0".encode())
-        weights.update(array.tobytes())
-    return Key(hashlib.sha256(file.graph).hexdigest(), weights.hexdigest(), data_sha256, method)
+def key_of(graph: bytes, weights: Mapping[str, NDArray[Any]], data_sha256: str, method: Method) -> Key:
+    """Of a graph, serialised without its large weights, of these, and of the images that are shown to it."""
+    digest = hashlib.sha256()
+    for name, array in weights.items():
+        digest.update(f"{name}\0{array.dtype}\0{array.shape}\0".encode())
+        digest.update(array.tobytes())
+    return Key(hashlib.sha256(graph).hexdigest(), digest.hexdigest(), data_sha256, method)
 
 
 def read_calibration(path: Path) -> Calibration:
