@@ -125,7 +125,11 @@ def test_the_python_function_needs_a_model_or_a_checkpoint() -> None:
 def test_help_shows_the_command(monkeypatch, capsys) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     assert main(["--help"]) == 0
-    assert "\nCommands:\n  inspect  Say what a checkpoint is.\n" in capsys.readouterr().out
+    commands = capsys.readouterr().out.partition("\nCommands:\n")[2].splitlines()
+    assert commands == [
+        "  eval     Measure the accuracy of an exported model.",
+        "  inspect  Say what a checkpoint is.",
+    ]
     assert main(["inspect", "--help"]) == 0
     text = capsys.readouterr().out
     assert "--json" in text
