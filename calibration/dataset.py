@@ -98,6 +98,7 @@ def open_dataset(
             finite, labels that do not match, or more than MOST_UNREADABLE of the images cannot be read.
     """
     root = Path(folder)
+    _arrays.cache_clear()  # the file may be another by now
     samples, classes = _found(root, spec)
     chosen = _drawn(samples, size, seed)
     digest = hashlib.sha256()

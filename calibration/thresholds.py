@@ -74,6 +74,8 @@ def entropy(histogram: Histogram) -> tuple[float, float]:
 
     Source: Migacz, "8-bit Inference with TensorRT", GTC 2017.
     """
+    if histogram.low == histogram.high:
+        return histogram.low, histogram.high
     magnitudes, limit = _magnitudes(histogram)
     tail = magnitudes[::-1].cumsum()[::-1]
     best, least = len(magnitudes), np.inf

@@ -18,7 +18,7 @@ Runner = Callable[[NDArray[np.float32]], list[NDArray[np.float32]]]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Shares in percent; None where there are no labels, or no eager model to compare with.
+    """Shares in percent; None where not all images have labels, or no eager model to compare with.
 
     Attributes:
         top5: label among the first five classes; None for fewer than six classes.
@@ -65,7 +65,7 @@ def evaluate(
         seconds += time.perf_counter() - started
         if reference is not None:
             expected.append(reference(images)[0])
-        if given is not None:
+        if given is not None and dataset.labelled:
             labels.append(given)
         told(len(images))
     got = np.concatenate(logits)

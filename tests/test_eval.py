@@ -85,6 +85,10 @@ def test_tensors_without_labels_are_compared_with_eager_alone(
     np.save(tmp_path / "x.npy", np.random.RandomState(0).standard_normal((5, 3, 64, 64)).astype(np.float32))
     found = evaluated(capsys, poolformer, "--data", tmp_path, "--checkpoint", POOLFORMER.weights)
     assert (found["images"], found["top1"], found["agreement"]) == (5, None, 100)
+    images = np.random.RandomState(1).standard_normal((3, 3, 64, 64)).astype(np.float32)
+    np.savez(tmp_path / "y.npz", images=images, labels=np.arange(3))
+    found = evaluated(capsys, poolformer, "--data", tmp_path, "--batch-size", "2")
+    assert (found["images"], found["top1"]) == (8, None)  # some without
 
 
 def test_what_does_not_go_together_is_refused(

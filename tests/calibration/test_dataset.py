@@ -114,6 +114,8 @@ def test_tensors_are_taken_as_they_are(tmp_path: Path) -> None:
     assert [each.label for each in dataset.samples] == [None, None, None, 7, 4]
     assert np.array_equal(everything(dataset, 2)[0], np.concatenate([first, second]))
     assert open_dataset(tmp_path, SPEC, size=2, seed=3).found == 5
+    np.savez(tmp_path / "b.npz", images=2 * second, labels=np.array([7, 4]))
+    assert np.array_equal(everything(open_dataset(tmp_path, SPEC), 2)[0], np.concatenate([first, 2 * second]))
 
 
 def test_a_few_unreadable_images_are_left_out_and_named(tmp_path: Path) -> None:

@@ -35,6 +35,14 @@ def test_a_range_stays_within_what_was_seen(method, name: str) -> None:
     assert values.min() - width <= low < high <= values.max() + width
 
 
+@pytest.mark.parametrize("value", [0.0, 5.0])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_tensor_of_one_value_has_that_as_its_range(method, value: float) -> None:
+    counts = np.zeros(BINS, np.int64)
+    counts[0] = 6
+    assert RANGES[method](Histogram(counts, value, value)) == (value, value)
+
+
 def test_minmax_takes_all() -> None:
     assert RANGES["minmax"](histogram(OUTLIERS)) == (-35.0, 40.0)
 
