@@ -13,8 +13,10 @@ if TYPE_CHECKING:
 
     from .models.family import Preprocessing
 
-Precision = Literal["fp32", "fp16", "bf16"]
+Precision = Literal["fp32", "fp16", "bf16", "int8"]
 Target = Literal["auto", "onnx", "openvino"]
+Method = Literal["minmax", "entropy", "percentile", "mse"]
+"""How the range of a quantised tensor is chosen."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ class Lowered:
 
 @dataclass(frozen=True)
 class KeptLayer:
-    """Nodes of one module that stay in float32 in a low-precision graph, and why."""
+    """Nodes of one module that stay in higher precision than asked for, in a low-precision graph, and why."""
 
     module: str
     ops: tuple[str, ...]
@@ -239,6 +241,29 @@ class BenchRow:
 
 
 @dataclass(frozen=True)
+class Gain:
+    """Whether the quantised model is worth having here: its fastest way to run against that of the float model.
+
+    Attributes:
+        ratio: milliseconds of the float model over those of the quantised one; above 1 it is faster.
+        costliest: where it is not, the modules whose layers lose most, with the milliseconds, the worst first.
+    """
+
+    runtime: str
+    median_ms: float
+    float_runtime: str
+    float_median_ms: float
+    batch: int
+    ratio: float
+    costliest: tuple[tuple[str, float], ...] = ()
+
+    @property
+    def pays(self) -> bool:
+        """Whether it is faster."""
+        return self.ratio > 1
+
+
+@dataclass(frozen=True)
 class BenchReport:
     """Latencies measured side by side in one run.
 
@@ -249,6 +274,7 @@ class BenchReport:
             if that was timed, else in OpenVINO; None where neither could run it.
         candidates: all ways to run the model that the target has, those that cannot be taken included.
         choice: None if none of them passed, or the export's parity failed.
+        gain: of a quantised model; None for others, and where it could not be timed beside its float form.
     """
 
     machine: str
@@ -259,6 +285,7 @@ class BenchReport:
     unstable: str = ""
     candidates: tuple[Candidate, ...] = ()
     choice: Choice | None = None
+    gain: Gain | None = None
 
 
 @dataclass(frozen=True)
@@ -279,3 +306,8 @@ class ExportResult:
     bench: BenchReport
     manifest: Manifest
     notes: tuple[str, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether parity holds and, for a quantised model, it is faster than the float one."""
+        return self.parity.passed and (self.bench.gain is None or self.bench.gain.pays)

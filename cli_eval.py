@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .console import ConsoleProgress
 from .errors import InputError
 
 if TYPE_CHECKING:
@@ -67,10 +66,11 @@ def eval_command(
         raise InputError(f"{folder} holds a model that returns stage maps; only classifiers can be evaluated.")
     session = load_engine(folder, runtime=runtime)
     model = eager_model(spec, checkpoint)
-    with _bar("read") as told:
+    progress = ConsoleProgress()
+    with progress.count("read", limit) as told:
         dataset = open_dataset(data, spec, size=limit, seed=seed, told=lambda: told(1))
     check_labels(dataset, spec.num_classes)
-    with _bar("eval", len(dataset.samples)) as told:
+    with progress.count("eval", len(dataset.samples)) as told:
         found = evaluate(
             session,
             dataset,
@@ -129,16 +129,3 @@ def _lines(dataset: Dataset, found: Evaluation) -> list[tuple[str, str]]:
         )
     lines.append(("speed", f"{found.images_per_second:.1f} images/s at batch {found.batch_size}"))
     return lines
-
-
-@contextmanager
-def _bar(title: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
-    """Takes how many images are done; shown on a terminal only."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(title, total=total)
-        yield lambda count: progress.update(task, advance=count)

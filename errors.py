@@ -28,6 +28,10 @@ class ImageError(InputError):
     """An image file or folder cannot be read."""
 
 
+class CalibrationError(InputError):
+    """Ranges of tensors are missing, damaged, or of another model."""
+
+
 class OutputError(InputError):
     """The output folder cannot be written, or is not ours to replace."""
 

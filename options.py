@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
-from .artifacts import Precision, Target
+from .artifacts import Method, Precision, Target
 from .errors import InputError
 
 MAX_BATCH = 1024
+METHODS: tuple[Method, ...] = get_args(Method)
 InputOutput = Literal["fp32", "fp16"]
 _KNOWN = {"precision": get_args(Precision), "target": get_args(Target), "io": get_args(InputOutput)}
 
@@ -57,6 +58,35 @@ def parse_size(text: str) -> tuple[str, int | tuple[int, ...]]:
 
 
 @dataclass(frozen=True)
+class CalibrationOptions:
+    """Where the ranges of a quantised model come from.
+
+    Attributes:
+        data: images to look at: a folder of them, a tree of classes, or .npy/.npz files; None for none.
+        size: how many are drawn from them, by the seed.
+        method: how a range is chosen.
+        batch_size: images that run at once.
+        ranges: a calibration.json of an earlier run, instead of images.
+
+    Raises:
+        InputError: a number below 1, or no such method.
+    """
+
+    data: str | Path | None = None
+    size: int = 256
+    method: Method = "mse"
+    batch_size: int = 8
+    ranges: str | Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise InputError(f"--calib-method {self.method!r} is not known; use {', '.join(METHODS)}.")
+        for name, number in (("--calib-size", self.size), ("--batch-size", self.batch_size)):
+            if number < 1:
+                raise InputError(f"{name} must be at least 1; got {number}.")
+
+
+@dataclass(frozen=True)
 class ExportOptions:
     """One export. Fields are the options of the command line; None is the model's own default.
 
@@ -81,6 +111,8 @@ class ExportOptions:
     opset: int | None = None
     io: InputOutput = "fp32"
     seed: int = 0
+    calibration: CalibrationOptions = CalibrationOptions()
+    force: bool = False
     command: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

@@ -17,6 +17,9 @@ class Progress(Protocol):
     def step(self, title: str) -> AbstractContextManager[None]:
         """Around a part of a stage that may take a while."""
 
+    def count(self, title: str, total: int | None) -> AbstractContextManager[Callable[[int], None]]:
+        """Around work on images; what it yields is told of each that is done, so many at a time."""
+
     def note(self, text: str) -> None:
         """Something the user should know."""
 
@@ -41,6 +44,11 @@ class Silent:
 
     def step(self, title: str) -> AbstractContextManager[None]:
         return untold(title)
+
+    @contextmanager
+    def count(self, title: str, total: int | None) -> Iterator[Callable[[int], None]]:
+        del title, total
+        yield lambda images: None
 
     def note(self, text: str) -> None:
         del text

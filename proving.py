@@ -14,14 +14,17 @@ from torch import nn
 from . import remarks
 from .artifacts import Converted, Lowered, ModelSpec, OutOfRange, ParityReport, Precision
 from .calibration.images import ImageSet
+from .calibration.quantize import Ranges
 from .export.lower import check
 from .export.precision import convert, out_of_range
 from .export.serialize import ModelFile, apart, data_path, left_on_disk, skeleton
 from .options import ExportOptions
 from .progress import Progress, Step, untold
+from .quantizing import DELIVERED, quantized_graphs
 from .runtime import clustering_parity, onnxruntime, openvino, parity
 from .runtime.clustering import Clusterings, EagerDecisions, decisions
 from .runtime.observe import largest_magnitudes, rounded
+from .runtime.saturation import weight_bits
 from .runtime.session import OpenSession, Session
 from .runtime.threads import available_threads
 from .runtime.together import Begin, together, when_asked
@@ -29,17 +32,25 @@ from .runtime.together import Begin, together, when_asked
 _BATCHES_AT_ONCE = 2
 """In sessions that are not timed: two keep two cores busy, and there are two batches of three images."""
 _FILES = {"portable": "model.onnx", "openvino": "model.onnx", "plugin": "model.plugin.onnx"}
+_LITERALLY = partial(onnxruntime.open_session, literal=True)
+_BY_ITSELF: frozenset[Precision] = frozenset({"fp32", "int8"})
+"""Precisions in which ONNX Runtime computes what the file says: what it has in float32 and in eight bits."""
 
 
 @dataclass(frozen=True)
 class File:
     """One graph of the output folder, written at `path`, and that file is what is proved and timed; only bfloat16
     is proved by its rounded graph, because ONNX Runtime's CPU cannot run it, and by itself in OpenVINO.
+
+    Attributes:
+        literal: it is quantised for another target, whose sums no processor here makes: it is proved in float
+            arithmetic between its Q/DQ pairs.
     """
 
     path: Path
     lowered: Lowered
     converted: Converted
+    literal: bool = False
 
     @property
     def name(self) -> str:
@@ -153,18 +164,50 @@ def judge_of(model: nn.Module, lowered: Lowered, images: ImageSet) -> Judge:
 
 
 def written(
-    lowered: tuple[Lowered, ...], images: ImageSet, folder: Path, options: ExportOptions, progress: Progress
+    lowered: tuple[Lowered, ...],
+    images: ImageSet,
+    folder: Path,
+    options: ExportOptions,
+    progress: Progress,
+    ranges: Ranges | None = None,
 ) -> tuple[tuple[File, ...], tuple[OutOfRange, ...]]:
-    """Every form in the wanted precision, written to `folder`, and what float16 could not hold."""
+    """Every form in the wanted precision, written to `folder`, and what float16 could not hold.
+
+    Args:
+        ranges: of the first form, for INT8.
+    """
     with progress.stage("convert") as done:
+        if ranges is not None:
+            return _quantised(lowered[0], ranges, images, folder, options, done), ()
         peaks: tuple[dict[str, float], ...] = ({},) * len(lowered)
         if options.precision == "fp16":
             peaks = tuple(largest_magnitudes(each, images.batch, available_threads()) for each in lowered)
         beyond = out_of_range(lowered[0], peaks[0])
-        files = tuple(_convert(each, folder, options, peak) for each, peak in zip(lowered, peaks, strict=True))
+        files = tuple(
+            _write(folder / _FILES[each.form], each, convert(each, options.precision, max_abs=peak, io=options.io))
+            for each, peak in zip(lowered, peaks, strict=True)
+        )
         kept = sum(len(each.ops) for each in files[0].converted.kept)
         done(f"{options.precision}, {kept} nodes kept in float32, ONNX checked")
     return files, beyond
+
+
+def _quantised(
+    lowered: Lowered,
+    ranges: Ranges,
+    images: ImageSet,
+    folder: Path,
+    options: ExportOptions,
+    done: Callable[[str], None],
+) -> tuple[File, ...]:
+    graphs = quantized_graphs(lowered, ranges, images, options.target, {})
+    files = tuple(
+        _write(folder / name, lowered, converted, literal=name != DELIVERED) for name, converted in graphs.items()
+    )
+    eight = sum(counts.get("int8", 0) for counts in files[0].converted.layers.values())
+    kept = sum(len(each.ops) for each in files[0].converted.kept)
+    done(f"int8 in {eight} layers, {kept} kept in float32, {weight_bits()} bits of weights, ONNX checked")
+    return files
 
 
 def prove(
@@ -185,14 +228,12 @@ def prove(
     return Proved(proof, {name: way for name, way in ways.items() if name in timed})
 
 
-def _convert(lowered: Lowered, folder: Path, options: ExportOptions, peaks: dict[str, float]) -> File:
-    converted = convert(lowered, options.precision, max_abs=peaks, io=options.io)
-    path = folder / _FILES[lowered.form]
+def _write(path: Path, lowered: Lowered, converted: Converted, *, literal: bool = False) -> File:
     content = apart(converted.model, path.name, undisturbed=True)
     check(skeleton(content))
     content.write(path)
     left_on_disk((converted.model, lowered.model), path)
-    return File(path, lowered, converted)
+    return File(path, lowered, converted, literal)
 
 
 def _ways(files: tuple[File, ...], options: ExportOptions) -> dict[str, Way]:
@@ -201,9 +242,10 @@ def _ways(files: tuple[File, ...], options: ExportOptions) -> dict[str, Way]:
     for file in files:
         if options.precision != "bf16":  # ONNX Runtime's CPU cannot run it
             ways[file.name_in(onnxruntime.NAME)] = as_written(file)
-        if options.precision != "fp32":
-            model = partial(rounded, file.converted)
-            ways[f"{file.name}, every tensor rounded to {options.precision}"] = made_by(model)
+        if options.precision not in _BY_ITSELF or file.literal:
+            low = "float16" if file.literal else options.precision
+            way = made_by(partial(rounded, file.converted))
+            ways[f"{file.name}, every tensor rounded to {low}"] = replace(way, load=as_written(file).load)
     if options.target == "openvino":
         ways[files[0].name_in(openvino.NAME)] = replace(as_written(files[0]), load=openvino.open_session)
     return ways
@@ -211,7 +253,8 @@ def _ways(files: tuple[File, ...], options: ExportOptions) -> dict[str, Way]:
 
 def as_written(file: File) -> Way:
     """The file itself."""
-    return Way(lambda: file.path, lambda: file.converted.model)
+    load = _LITERALLY if file.literal else onnxruntime.open_session
+    return Way(lambda: file.path, lambda: file.converted.model, load)
 
 
 def made_by(model: Callable[[], ir.Model]) -> Way:

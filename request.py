@@ -8,11 +8,11 @@ from pathlib import Path
 
 from .artifacts import Precision
 from .errors import CheckpointError, InputError
-from .export.trace import BFLOAT16_OPSET, DEFAULT_OPSET, OPSETS
+from .export.trace import BFLOAT16_OPSET, DEFAULT_OPSET, INT8_OPSET, OPSETS
 from .models import registry
 from .models.checkpoints import Checkpoint, read_checkpoint
 from .models.identify import identify
-from .options import ExportOptions
+from .options import CalibrationOptions, ExportOptions
 from .progress import Progress
 from .runtime import openvino
 
@@ -56,6 +56,7 @@ def resolved(options: ExportOptions) -> ExportOptions:
         opset = opset or BFLOAT16_OPSET
     if options.target == "openvino":
         _check_openvino(options.precision)
+    _check_calibration(options, opset or DEFAULT_OPSET)
     if options.io == "fp16" and options.precision != "fp16":
         raise InputError("--io fp16 goes with --fp16.")
     return replace(options, opset=opset or DEFAULT_OPSET)
@@ -67,6 +68,24 @@ def _check_openvino(precision: Precision) -> None:
         openvino.check(precision)
     except InputError as error:
         raise InputError(f"{error} Use --bf16, no precision (fp32), or --target onnx.") from error
+
+
+def _check_calibration(options: ExportOptions, opset: int) -> None:
+    """InputError where INT8 has no ranges to come from, or ranges are given for another precision."""
+    calibration = options.calibration
+    if options.precision != "int8":
+        if calibration != CalibrationOptions() or options.force:
+            raise InputError("calibration options and --force go with --int8.")
+        return
+    if calibration.data is None and calibration.ranges is None:
+        raise InputError(
+            "--int8 needs images to calibrate with, which random data cannot replace: --calib-data DIR, some hundred "
+            "like those that the model will see; or --calibration FILE, the calibration.json of an earlier run."
+        )
+    if calibration.data is not None and calibration.ranges is not None:
+        raise InputError("--calib-data and --calibration exclude each other.")
+    if opset < INT8_OPSET:
+        raise InputError(f"--int8 needs opset {INT8_OPSET} or later (scales in float16); got {opset}.")
 
 
 def default_folder(options: ExportOptions) -> Path:

@@ -10,7 +10,7 @@ from functools import partial
 from torch import nn
 
 from . import remarks
-from .artifacts import BenchReport, BenchRow, Candidate, Choice, ParityReport
+from .artifacts import BenchReport, BenchRow, Candidate, Choice, Gain, ParityReport
 from .calibration.images import ImageSet
 from .options import ExportOptions
 from .progress import Progress, Step
@@ -67,6 +67,7 @@ class Stopwatch:
             unstable="; ".join(self._doubts),
             candidates=candidates,
             choice=choose(candidates, rows, self.options.batch.usual) if proof.passed else None,
+            gain=gain_of(rows, self.options.batch.usual) if self.options.precision == "int8" else None,
         )
 
     def _batches(self) -> list[int]:
@@ -105,6 +106,18 @@ def choose(candidates: Sequence[Candidate], rows: list[BenchRow], batch: int) ->
     # Each was timed beside eager, but not always beside each other.
     row, best = max(timed, key=lambda pair: pair[0].speedup_over_eager)
     return Choice(best.runtime, best.precision, best.file, best.settings, batch, row.median_ms, row.speedup_over_eager)
+
+
+def gain_of(rows: Sequence[BenchRow], batch: int) -> Gain | None:
+    """The fastest way to run the quantised file against the fastest of its float form; None where either is missing."""
+    # Each was timed beside eager, but not always beside each other.
+    ways = sorted((row for row in rows if row.batch == batch), key=lambda row: -row.speedup_over_eager)
+    own = next((row for row in ways if row.precision == "int8" and row.passed), None)
+    float_form = next((row for row in ways if row.precision == "fp32" and row.runtime != eager.NAME), None)
+    if own is None or float_form is None:
+        return None
+    ratio = own.speedup_over_eager / float_form.speedup_over_eager
+    return Gain(own.runtime, own.median_ms, float_form.runtime, float_form.median_ms, batch, ratio)
 
 
 def _give_back(sessions: Sequence[Session]) -> None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ..artifacts import ModelSpec
 from ..errors import ImageError
-from .images import decode, is_hidden
+from .images import MAX_IMAGES, ImageSet, decode, is_hidden
 
 IMAGES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
 TENSORS = frozenset({".npy", ".npz"})
@@ -49,6 +49,7 @@ class Dataset:
         unreadable: names of those that were chosen and cannot be read.
         classes: names of the folders of a labelled tree, in order of their labels; () for other data.
         sha256: of the names, the labels and the contents of all samples.
+        rest: samples that were not chosen; nobody has looked whether they can be read.
     """
 
     source: str
@@ -58,6 +59,7 @@ class Dataset:
     unreadable: tuple[str, ...]
     classes: tuple[str, ...]
     sha256: str
+    rest: tuple[Sample, ...] = ()
 
     def batches(self, size: int) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64] | None]]:
         """Preprocessed images (B, in_chans, H, W) float32 and their labels (B,), None without; the last batch may be
@@ -120,7 +122,30 @@ def open_dataset(
             f"{len(unreadable)} of {len(chosen)} images in {root} cannot be read ({_some(unreadable)}); "
             "remove them, or give another folder."
         )
-    return Dataset(str(root), spec, tuple(readable), len(samples), tuple(unreadable), classes, digest.hexdigest())
+    known = set(chosen)
+    rest = tuple(sample for sample in samples if sample not in known)
+    return Dataset(str(root), spec, tuple(readable), len(samples), tuple(unreadable), classes, digest.hexdigest(), rest)
+
+
+def held_out(dataset: Dataset, count: int = MAX_IMAGES) -> ImageSet:
+    """Images to prove a calibrated model with: not those chosen, evenly spread, or those where there are too few."""
+    found: dict[str, tuple[str, NDArray[np.float32]]] = {}
+    for sample in (*_spread(dataset.rest, count), *_spread(dataset.samples, count)):
+        if len(found) == count:
+            break
+        try:
+            image = _image(sample, dataset.spec)
+            digest = hashlib.sha256(_content(sample, dataset.spec)).hexdigest()
+        except ImageError:
+            continue  # those that are not chosen may be unreadable
+        found.setdefault(digest, (sample.name, image))
+    names, images = zip(*found.values(), strict=True)
+    kind = "not calibrated with" if len(dataset.rest) >= count else "calibrated with as well"
+    return ImageSet(np.stack(images), names, tuple(found), f"{len(names)} images of {dataset.source}, {kind}")
+
+
+def _spread(samples: Sequence[Sample], count: int) -> list[Sample]:
+    return [samples[i * len(samples) // count] for i in range(min(count, len(samples)))]
 
 
 def _found(root: Path, spec: ModelSpec) -> tuple[list[Sample], tuple[str, ...]]:

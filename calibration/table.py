@@ -14,8 +14,9 @@ from uuid import uuid4
 
 from numpy.typing import NDArray
 
+from ..artifacts import Method
 from ..errors import InputError
-from .thresholds import METHODS, Method
+from .thresholds import METHODS
 
 FORMAT = 1
 _TITLES = {

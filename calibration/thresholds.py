@@ -5,12 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-Method = Literal["minmax", "entropy", "percentile", "mse"]
+from ..artifacts import Method
+
 METHODS: tuple[Method, ...] = get_args(Method)
 BINS = 2048
 PERCENTILE = 99.99

@@ -36,6 +36,8 @@ MOVES_DATA = frozenset(
     }
 )
 """Operators without arithmetic: exact in any type."""
+CONVERTS = frozenset({"Cast", "QuantizeLinear", "DequantizeLinear"})
+"""Operators that only give another type."""
 
 
 def module_of(node: ir.Node) -> str:

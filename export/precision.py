@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from functools import partial
@@ -14,7 +15,7 @@ import onnx_ir as ir
 from numpy.typing import DTypeLike
 
 from ..artifacts import Converted, KeptLayer, Lowered, OutOfRange, Precision
-from .graph import MIXER_OP, MOVES_DATA, Builder, attribute, constant, module_of
+from .graph import CONVERTS, MIXER_OP, MOVES_DATA, Builder, attribute, constant, module_of, producer
 from .ops.catalog import find
 from .ops.mixer_op import DOMAIN, MixerOp
 
@@ -49,13 +50,13 @@ def convert(
         io: type of the graph's inputs and outputs ("fp16" means the low type itself).
     """
     if precision == "fp32":
-        layers = _count_layers(lowered.model.graph)
+        layers = count_layers(lowered.model.graph)
         return Converted(lowered.spec, lowered.model, lowered.form, precision, (), layers)
     model = lowered.model.clone()
     low, dtype, largest = LOW_TYPES[precision]
     reasons = _islands(model.graph, max_abs or {}, largest)
     _cast(model.graph, set(reasons), low, dtype, keep_io=io == "fp32")
-    return Converted(lowered.spec, model, lowered.form, precision, _kept(reasons), _count_layers(model.graph))
+    return Converted(lowered.spec, model, lowered.form, precision, _kept(reasons), count_layers(model.graph))
 
 
 def out_of_range(lowered: Lowered, max_abs: Mapping[str, float]) -> tuple[OutOfRange, ...]:
@@ -81,6 +82,11 @@ def float32_only(lowered: Lowered) -> tuple[str, ...]:
     """Mixer ops of a graph that stay in float32 in a low-precision one, each once."""
     mixers = (_mixer(node) for node in lowered.model.graph)
     return tuple(dict.fromkeys(mixer.op_type for mixer in mixers if mixer is not None and mixer.float32))
+
+
+def float32_reasons(graph: ir.Graph) -> dict[ir.Node, str]:
+    """Nodes that stay in float32 whatever their values are, with the reason: decisions, and what they rest on."""
+    return _islands(graph, {}, math.inf)
 
 
 def _islands(graph: ir.Graph, max_abs: Mapping[str, float], largest: float) -> dict[ir.Node, str]:
@@ -194,6 +200,13 @@ def _drop_unused_weights(graph: ir.Graph, weights: set[ir.Value], low: Mapping[i
             low[weight].name = name
 
 
+def _quantised(node: ir.Node) -> bool:
+    """Whether a layer multiplies dequantised values, which a runtime takes as they were before."""
+    return node.op_type in ("Conv", "MatMul", "Gemm") and all(
+        producer(value, "DequantizeLinear") is not None for value in node.inputs[:2]
+    )
+
+
 def _casts_to_float(node: ir.Node) -> bool:
     return node.op_type == "Cast" and attribute(node, "to") == _FLOAT
 
@@ -236,13 +249,15 @@ def _kept(reasons: Mapping[ir.Node, str]) -> tuple[KeptLayer, ...]:
     return tuple(KeptLayer(module, tuple(ops), reason) for (module, reason), ops in grouped.items())
 
 
-def _count_layers(graph: ir.Graph) -> dict[str, dict[str, int]]:
-    """Nodes with arithmetic, by the type they compute in, for each group of modules ("stages.2")."""
+def count_layers(graph: ir.Graph) -> dict[str, dict[str, int]]:
+    """Nodes with arithmetic, by the type they compute in, for each group of modules ("stages.2"); "int8" for those
+    whose matrices are both quantised.
+    """
     names = {_FLOAT: "fp32", ir.DataType.FLOAT16: "fp16", ir.DataType.BFLOAT16: "bf16"}
     groups: dict[str, Counter[str]] = defaultdict(Counter)
     for node in graph:
-        if node.op_type in MOVES_DATA or node.op_type == "Cast" or node.outputs[0].dtype not in names:
+        if node.op_type in (*MOVES_DATA, *CONVERTS) or node.outputs[0].dtype not in names:
             continue
         group = ".".join(module_of(node).removeprefix("backbone.").split(".")[:2]) or "model"
-        groups[group][names[node.outputs[0].dtype]] += 1
+        groups[group]["int8" if _quantised(node) else names[node.outputs[0].dtype]] += 1
     return {group: dict(counts) for group, counts in groups.items()}

@@ -27,6 +27,8 @@ OPSETS = range(18, 24)
 DEFAULT_OPSET = 20
 BFLOAT16_OPSET = 22
 """From here on every operator that the families use allows bfloat16 (Conv does not before)."""
+INT8_OPSET = 19
+"""From here on scales may be float16."""
 INPUT = "input"
 
 

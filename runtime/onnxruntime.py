@@ -76,7 +76,9 @@ def settings(threads: int) -> dict[str, str | int]:
     return {"providers": _PROVIDER, "intra_op_num_threads": threads}
 
 
-def open_session(model: ModelFile | Path, *, threads: int, at_once: int = 1, fuse: bool = True) -> Session:
+def open_session(
+    model: ModelFile | Path, *, threads: int, at_once: int = 1, fuse: bool = True, literal: bool = False
+) -> Session:
     """Load a serialised model or a file on the CPU.
 
     Args:
@@ -85,6 +87,8 @@ def open_session(model: ModelFile | Path, *, threads: int, at_once: int = 1, fus
             other on both (BOAT-CSWin): some kernels have one thread, and nobody waits for the other.
         fuse: False leaves out the layout changes and runs the nodes as they are in the file, for graphs that
             observe every value: else they would all be kept to the end.
+        literal: quantise, dequantise and compute in float, as the file says, instead of in eight bits: what another
+            target will compute, whatever this processor makes of it.
 
     Raises:
         MissingDependencyError: the CPU provider did not load, which would mean another one computes.
@@ -96,6 +100,8 @@ def open_session(model: ModelFile | Path, *, threads: int, at_once: int = 1, fus
     if not fuse:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
         options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
+    if literal:
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
     weights: tuple[ort.OrtValue, ...] = ()
     if isinstance(model, ModelFile) and model.weights:
         # In order: torch leaves transposed views of linear layers, which ONNX Runtime cannot read.

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -29,12 +29,14 @@ NAME = "openvino-cpu"
 TITLE = "OpenVINO"
 Hint = Literal["f32", "bf16"]
 _DEVICE = "CPU"
-_CAPABILITIES: dict[Precision, str] = {"fp32": "FP32", "bf16": "BF16"}
+_CAPABILITIES: dict[Precision, str] = {"fp32": "FP32", "bf16": "BF16", "int8": "INT8"}
 """What a device lists among OPTIMIZATION_CAPABILITIES if it computes in a precision; float16 is not offered, because
 OpenVINO's CPU takes such a file in float32.
 """
 _ARITHMETIC = frozenset({"Convolution", "Deconvolution", "FullyConnected", "MatMul", "ScaledDotProductAttention"})
 """Layers of a compiled model whose type is the precision of the model; others may well follow the layout."""
+
+_BYTES = frozenset({"u8", "i8"})
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ def open_session(model: ModelFile | Path, *, threads: int, at_once: int = 1, hin
         raise InputError(f"OpenVINO cannot run the model: {_reason(error)}") from error
     executed = _executed(compiled)
     trim()
-    _verify(compiled, executed, hint, lowered=hint == "bf16" or "bf16" in types)
+    _verify(compiled, executed, hint, types)
     images = [each for each in read.inputs if each.get_element_type().is_real()]
     if len(images) != 1:
         raise InputError(f"expected one input of images, got {len(images)}.")
@@ -156,17 +158,22 @@ def _executed(compiled: Any) -> dict[str, int]:
     return dict(counts)
 
 
-def _verify(compiled: Any, executed: Mapping[str, int], hint: Hint, *, lowered: bool) -> None:
-    """MissingDependencyError unless the model was compiled for the CPU, in float32 or with bfloat16 as asked."""
+def _verify(compiled: Any, executed: Mapping[str, int], hint: Hint, types: Set[str]) -> None:
+    """MissingDependencyError unless the model was compiled for the CPU, in the types that were asked for: bfloat16 and
+    eight bits where the file has them, else float32.
+    """
     devices = compiled.get_property("EXECUTION_DEVICES")
     if devices != [_DEVICE]:
         raise MissingDependencyError(f"asked OpenVINO for {_DEVICE}, got {', '.join(devices)}.")
     taken = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
     if taken != hint:
         raise MissingDependencyError(f"asked OpenVINO for {hint}, it takes {taken}.")
+    lowered, quantised = hint == "bf16" or "bf16" in types, bool(_BYTES & types)
     if lowered and executed and "bf16" not in executed:
         raise MissingDependencyError(f"OpenVINO compiled a bfloat16 model to {_said(executed)}.")
-    if not lowered and set(executed) - {"f32"}:
+    if quantised and executed and not _BYTES & set(executed):
+        raise MissingDependencyError(f"OpenVINO compiled a quantised model to {_said(executed)}.")
+    if not lowered and set(executed) - {"f32"} - (_BYTES if quantised else set()):
         raise MissingDependencyError(f"OpenVINO compiled a float32 model to {_said(executed)}.")
 
 

@@ -40,6 +40,7 @@ THRESHOLDS: dict[Precision, Thresholds] = {
     "fp16": Thresholds(max_rel=0.05, rms_rel=0.01, cosine=0.9999, top1_agreement=1.0),
     # Three bits of mantissa fewer than float16: eight times its error (measured), and near ties may swap.
     "bf16": Thresholds(max_rel=0.2, rms_rel=0.04, cosine=0.999, top1_agreement=0.8),
+    "int8": Thresholds(max_rel=1.0, rms_rel=0.2, cosine=0.98, top1_agreement=0.5),
 }
 
 

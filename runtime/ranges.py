@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ Batches = Callable[[], Iterable[NDArray[np.float32]]]
 """Begins anew with the first batch (B, C, H, W) each time it is called."""
 _BUDGET = 512 * 2**20
 """Bytes of tensors that are looked at in one run."""
+_COUNTED = 2**16
+"""Values of one tensor and image that a histogram counts at most, evenly spread; extremes are of all."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,15 @@ def _count(
 ) -> None:
     tensors = dict(zip(outputs, session(images), strict=True))
     for name, each in seen.items():
-        counts[name] += binned(tensors.pop(name, images), each)
+        counts[name] += binned(_sampled(tensors.pop(name, images), len(images) * _COUNTED), each)
+
+
+def _sampled(tensor: NDArray[np.float32], most: int) -> NDArray[np.float32]:
+    """Every so manieth value of a tensor, with a step that falls on all channels and places in turn; 1-D."""
+    step = -(-tensor.size // most)
+    while math.gcd(step, tensor.size) > 1:
+        step += 1
+    return tensor.reshape(-1)[::step]
 
 
 def binned(tensor: NDArray[np.float32], seen: Extremes) -> NDArray[np.int64]:

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which layers compute in eight bits on which target, as data with the reason.
+
+Only layers that multiply matrices gain: everything between them would be converted to eight bits and back. So what is
+quantised are the inputs of convolutions, linear layers and attention products, by kind; all else stays as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+Kind = Literal["linear", "convolution", "stem", "depthwise", "lone depthwise", "product", "head"]
+"""What multiplies: a 1x1 convolution or linear layer, a dense convolution, the one that reads the image, a filter for
+each channel or group that reads a convolution's result or something else, two computed matrices (attention), the
+classifier.
+"""
+KINDS: tuple[Kind, ...] = get_args(Kind)
+QuantizedFor = Literal["cpu", "onnxruntime", "openvino", "tensorrt"]
+"""ONNX Runtime and OpenVINO, each alone, and both with one file; TensorRT."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Whether a kind of layer is quantised, and why."""
+
+    quantised: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What one target wants of a quantised graph.
+
+    Attributes:
+        rules: by kind of layer.
+        outputs: operators whose results are quantised as well.
+        residuals: whether one branch of each residual addition is.
+        symmetric: activations as signed bytes around zero, else as unsigned ones between their extremes.
+    """
+
+    rules: Mapping[Kind, Rule]
+    outputs: frozenset[str]
+    residuals: bool
+    symmetric: bool
+
+
+_COMMON: Mapping[Kind, Rule] = {
+    "linear": Rule(True, "most of the arithmetic; its errors average out over the channels that are summed"),
+    "convolution": Rule(True, "much arithmetic; its errors average out over the values that are summed"),
+    "stem": Rule(True, "an image has eight bits to begin with"),
+    "head": Rule(True, "its inputs are means over the image, which keeps their errors small"),
+    "product": Rule(False, "attention: small matrices, and softmax wants the range"),
+}
+# Measured at batch 1 on two cores with AVX2, ms in ONNX Runtime without and with them in eight bits: HorNet's 7x7
+# filters, which read a convolution, 48.7 and 40.7; FocalNet's, which read a GELU, 43.7 and 44.4; PoolFormer's 1x1,
+# which scale a norm, 18.6 and 20.0.
+_ON_CPU: Mapping[Kind, Rule] = {
+    **_COMMON,
+    "depthwise": Rule(True, "its input is in eight bits already; measured: faster"),
+    "lone depthwise": Rule(False, "measured: to convert its input takes longer than so few products win"),
+}
+PLACEMENTS: Mapping[QuantizedFor, Placement] = {
+    # ONNX Runtime runs a convolution in eight bits only if its result is quantised, too.
+    "cpu": Placement(_ON_CPU, outputs=frozenset({"Conv"}), residuals=False, symmetric=False),
+    # OpenVINO cannot load products of BOAT and ACmix in eight bits; ONNX Runtime takes 68.2 ms instead of 72.9 for BOAT.
+    "onnxruntime": Placement(
+        {**_ON_CPU, "product": Rule(True, "measured: faster in ONNX Runtime")},
+        outputs=frozenset({"Conv"}),
+        residuals=False,
+        symmetric=False,
+    ),
+    # OpenVINO needs no eight-bit results: without, HorNet takes 48.1 ms instead of 51.7, PoolFormer 16.9, not 20.
+    "openvino": Placement(_ON_CPU, outputs=frozenset(), residuals=False, symmetric=False),
+    "tensorrt": Placement(
+        {
+            **_COMMON,
+            "depthwise": Rule(False, "reported slower in INT8 than in FP16 (ConvNeXt's 7x7)"),
+            "lone depthwise": Rule(False, "reported slower in INT8 than in FP16"),
+        },
+        outputs=frozenset(),
+        residuals=True,
+        symmetric=True,
+    ),
+}
+
+HIGH_PRECISION: Mapping[str, str] = {
+    "LayerNormalization": "its squares need the range",
+    "InstanceNormalization": "its squares need the range",
+    "GroupNormalization": "its squares need the range",
+    "Gelu": "no kernel with eight bits; its small negative values would be lost",
+    "Erf": "no kernel with eight bits; its small negative values would be lost",
+    "Softmax": "its large ratios need the range",
+    "Relu": "part of StarReLU, whose square needs the range",
+    "Sigmoid": "no kernel with eight bits",
+    "Mul": "gates multiply errors of both factors",
+    "DFT": "sums over the whole image",
+}
+"""Operators that never read quantised values, and why."""

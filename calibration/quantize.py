@@ -1,0 +1,267 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Lowered -> Converted in INT8: QuantizeLinear and DequantizeLinear where a target's placement wants them."""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+import onnx_ir.passes.common as common
+from onnxruntime.quantization import QuantType
+from onnxruntime.quantization.calibrate import CalibrationMethod, TensorData, TensorsData
+from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+
+from ..artifacts import Converted, KeptLayer, Lowered
+from ..errors import CalibrationError
+from ..export.graph import MIXER_OP, Builder, attribute, constant, module_of, producer
+from ..export.precision import convert, count_layers, float32_reasons
+from .placement import PLACEMENTS, Kind, Placement, QuantizedFor
+
+Ranges = Mapping[str, tuple[float, float]]
+"""Least and greatest value that eight bits are spent on, by the name of the tensor."""
+_OPERATORS = ("Conv", "MatMul", "Gemm")
+_SMALLEST_RANGE = 2e-3
+"""Of a tensor or channel in a graph with float16 scales, which hold a 255th of it to one percent."""
+_Q, _DQ = "QuantizeLinear", "DequantizeLinear"
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What becomes of one layer that multiplies.
+
+    Attributes:
+        module: path of its PyTorch module.
+    """
+
+    node: ir.Node
+    module: str
+    kind: Kind
+    quantised: bool
+    reason: str
+
+
+def decide(lowered: Lowered, placement: Placement, keep: Mapping[str, str] | None = None) -> tuple[Decision, ...]:
+    """For every layer of a graph that multiplies, whether it computes in eight bits, in graph order.
+
+    Args:
+        keep: modules that stay in high precision in any case, with the reason, by PyTorch name.
+    """
+    required = float32_reasons(lowered.model.graph)
+    return tuple(_decided(node, kind, placement, required, keep or {}) for node, kind in _multiplying(lowered.model))
+
+
+def observed(lowered: Lowered) -> tuple[str, ...]:
+    """Names of all tensors that any target may want to quantise, under any plan: those to be calibrated."""
+    found: dict[str, None] = {}
+    for node, _ in _multiplying(lowered.model):
+        names = [str(value.name) for value in node.inputs[:2] if value is not None and constant(value) is None]
+        found |= dict.fromkeys([*names, *([str(node.outputs[0].name)] if node.op_type == "Conv" else [])])
+    found |= dict.fromkeys(str(stream.name) for _, _, stream in residual_additions(lowered.model.graph))
+    return tuple(found)
+
+
+def quantize(
+    lowered: Lowered,
+    ranges: Ranges,
+    target: QuantizedFor,
+    *,
+    keep: Mapping[str, str] | None = None,
+    weight_bits: int = 8,
+    max_abs: Mapping[str, float] | None = None,
+) -> Converted:
+    """Put Q/DQ pairs into a copy of a float32 graph.
+
+    Args:
+        ranges: of all that `observed` names.
+        target: "tensorrt" has all else in float16 (scales as well) with its islands of float32, others in float32.
+        keep: modules that stay in high precision, with the reason.
+        weight_bits: 7 for a processor that adds pairs of products in 16 bits, where 8 overflow.
+        max_abs: largest magnitudes on a sample batch, as `convert` takes them, for "tensorrt".
+
+    Raises:
+        CalibrationError: a range is missing.
+    """
+    placement = PLACEMENTS[target]
+    decisions = decide(lowered, placement, keep)
+    nodes = [each.node for each in decisions if each.quantised]
+    missing = [name for name in _wanted(nodes, placement) if name not in ranges]
+    if missing:
+        raise CalibrationError(f"there is no range for {missing[0]}; calibrate again with --calib-data.")
+    model = _with_pairs(lowered.model, nodes, ranges, placement, weight_bits)
+    _leave_others_alone(model.graph, {str(node.name) for node in nodes}, placement)
+    if placement.residuals:
+        _quantize_residuals(model.graph, ranges)
+    kept = _kept(decisions)
+    if target == "tensorrt":
+        half = convert(Lowered(lowered.spec, model, lowered.form, lowered.passes), "fp16", max_abs=max_abs or {})
+        model, kept = half.model, (*kept, *half.kept)
+    return Converted(lowered.spec, model, lowered.form, "int8", kept, count_layers(model.graph))
+
+
+def residual_additions(graph: ir.Graph) -> Iterator[tuple[ir.Node, int, ir.Value]]:
+    """Additions x + f(x) outside of mixer ops: the node, which of its inputs is x, and x."""
+    place = {node: i for i, node in enumerate(graph)}
+    for node in graph:
+        if (
+            node.op_type != "Add"
+            or MIXER_OP in node.metadata_props
+            or any(value is None or constant(value) is not None for value in node.inputs)
+        ):
+            continue
+        for index in (0, 1):
+            stream, branch = node.inputs[index], node.inputs[1 - index]
+            if stream is not None and branch is not None and _comes_from(branch, stream, place):
+                yield node, index, stream
+                break
+
+
+def _multiplying(model: ir.Model) -> Iterator[tuple[ir.Node, Kind]]:
+    graph = model.graph
+    images = set(graph.inputs)
+    head = _head(graph)
+    for node in graph:
+        if node.domain != "" or node.op_type not in _OPERATORS:
+            continue
+        weight = constant(node.inputs[1])
+        if weight is None:
+            if constant(node.inputs[0]) is None:
+                yield node, "product"
+        elif node is head:
+            yield node, "head"
+        elif node.op_type != "Conv":
+            yield node, "linear"
+        elif attribute(node, "group", 1) > 1:
+            yield node, "lone depthwise" if producer(node.inputs[0], "Conv") is None else "depthwise"
+        elif node.inputs[0] in images:
+            yield node, "stem"
+        else:
+            yield node, "linear" if weight.shape[2:] == (1, 1) else "convolution"
+
+
+def _head(graph: ir.Graph) -> ir.Node | None:
+    """The linear layer that makes the logits."""
+    node = graph.outputs[0].producer()
+    return node if len(graph.outputs) == 1 and node is not None and node.op_type in ("Gemm", "MatMul") else None
+
+
+def _decided(
+    node: ir.Node, kind: Kind, placement: Placement, required: Mapping[ir.Node, str], keep: Mapping[str, str]
+) -> Decision:
+    module, rule = module_of(node), placement.rules[kind]
+    if reason := required.get(node):
+        return Decision(node, module, kind, False, reason)
+    if module in keep:
+        return Decision(node, module, kind, False, keep[module])
+    return Decision(node, module, kind, rule.quantised, rule.reason)
+
+
+def _wanted(nodes: Sequence[ir.Node], placement: Placement) -> list[str]:
+    """Names of computed tensors that get a Q/DQ pair."""
+    inputs = [value for node in nodes for value in node.inputs[:2] if value is not None and constant(value) is None]
+    outputs = [node.outputs[0] for node in nodes if node.op_type in placement.outputs]
+    return list(dict.fromkeys(str(value.name) for value in (*inputs, *outputs)))
+
+
+def _with_pairs(
+    model: ir.Model, nodes: Sequence[ir.Node], ranges: Ranges, placement: Placement, weight_bits: int
+) -> ir.Model:
+    """ONNX Runtime's quantiser at work on these nodes."""
+    found = {
+        name: TensorData(lowest=np.float32(min(low, 0.0)), highest=np.float32(max(high, 0.0)))
+        for name, (low, high) in ranges.items()
+    }
+    quantizer = QDQQuantizer(
+        ir.to_proto(model),
+        per_channel=True,
+        reduce_range=weight_bits == 7,  # of weights
+        weight_qType=QuantType.QInt8,
+        activation_qType=QuantType.QInt8 if placement.symmetric else QuantType.QUInt8,
+        tensors_range=TensorsData(CalibrationMethod.MinMax, found),
+        nodes_to_quantize=[str(node.name) for node in nodes],
+        nodes_to_exclude=[],
+        op_types_to_quantize=list(_OPERATORS),
+        extra_options={
+            "ActivationSymmetric": placement.symmetric,
+            "WeightSymmetric": True,
+            "QuantizeBias": False,
+            "OpTypesToExcludeOutputQuantization": [op for op in _OPERATORS if op not in placement.outputs],
+            "QDQOpTypePerChannelSupportToAxis": {"Conv": 0},
+            "MinimumRealRange": _SMALLEST_RANGE if placement.symmetric else None,
+        },
+    )
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)  # it tells the root logger what is wanted here: that no model was preprocessed
+    try:
+        quantizer.quantize_model()
+    finally:
+        root.setLevel(level)
+    paired: ir.Model = ir.from_proto(quantizer.model.model)
+    paired.graph.sort()  # it appends the pairs
+    common.ShapeInferencePass()(paired)
+    return paired
+
+
+def _leave_others_alone(graph: ir.Graph, quantised: set[str], placement: Placement) -> None:
+    """Have only quantised layers read what was quantised for them; the quantiser lets every reader of a tensor."""
+    for node in list(graph):
+        source = _quantised_source(node)
+        maker = None if source is None else source.producer()
+        if source is None or (maker is not None and maker.name in quantised and maker.op_type in placement.outputs):
+            continue  # a weight, or a layer's result, which is there in eight bits only
+        for use in list(node.outputs[0].uses()):
+            if use.node.name not in quantised:
+                use.node.replace_input_with(use.idx, source)
+
+
+def _quantised_source(node: ir.Node) -> ir.Value | None:
+    """What a DequantizeLinear gives back, before it was quantised; None for another node, and for weights."""
+    pair = node.inputs[0].producer() if node.op_type == _DQ and node.inputs[0] is not None else None
+    return pair.inputs[0] if pair is not None and pair.op_type == _Q else None
+
+
+def _quantize_residuals(graph: ir.Graph, ranges: Ranges) -> None:
+    """A Q/DQ pair of its own on the stream of every residual addition, where it has none yet."""
+    for node, index, stream in list(residual_additions(graph)):
+        low, high = ranges[str(stream.name)]
+        builder = Builder(node)
+        name = f"{node.name}/residual"
+        scale = builder.constant(f"{name}_scale", np.array(max(-low, high, _SMALLEST_RANGE / 2) / 127, np.float32))
+        zero = builder.constant(f"{name}_zero_point", np.array(0, np.int8))
+        quantised = builder.node(_Q, [stream, scale, zero])
+        quantised.outputs[0].type, quantised.outputs[0].shape = ir.TensorType(ir.DataType.INT8), stream.shape
+        pair = builder.node(_DQ, [quantised.outputs[0], scale, zero], like=stream)
+        for made, suffix in ((quantised, _Q), (pair, _DQ)):
+            made.name = f"{name}_{suffix}"
+            made.outputs[0].name = f"{name}_{suffix}_Output"
+        node.replace_input_with(index, pair.outputs[0])
+
+
+def _comes_from(value: ir.Value, source: ir.Value, place: Mapping[ir.Node, int]) -> bool:
+    """Whether a value is computed from another one, which is no older than that."""
+    maker = source.producer()
+    oldest = -1 if maker is None else place[maker]
+    waiting, seen = [value], set()
+    while waiting:
+        node = waiting.pop().producer()
+        if node is None or node in seen or place[node] <= oldest:
+            continue
+        seen.add(node)
+        for each in node.inputs:
+            if each is source:
+                return True
+            if each is not None:
+                waiting.append(each)
+    return False
+
+
+def _kept(decisions: Sequence[Decision]) -> tuple[KeptLayer, ...]:
+    grouped: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for each in decisions:
+        if not each.quantised:
+            grouped[each.module or "model", each.reason].append(each.node.op_type)
+    return tuple(KeptLayer(module, tuple(ops), reason) for (module, reason), ops in grouped.items())
