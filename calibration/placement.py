@@ -64,14 +64,14 @@ _ON_CPU: Mapping[Kind, Rule] = {
 PLACEMENTS: Mapping[QuantizedFor, Placement] = {
     # ONNX Runtime runs a convolution in eight bits only if its result is quantised, too.
     "cpu": Placement(_ON_CPU, outputs=frozenset({"Conv"}), residuals=False, symmetric=False),
-    # OpenVINO cannot load products of BOAT and ACmix in eight bits; ONNX Runtime takes 68.2 ms instead of 72.9 for BOAT.
+    # OpenVINO cannot load eight-bit products of BOAT and ACmix; ONNX Runtime takes 68.2 ms, not 72.9, for BOAT.
     "onnxruntime": Placement(
         {**_ON_CPU, "product": Rule(True, "measured: faster in ONNX Runtime")},
         outputs=frozenset({"Conv"}),
         residuals=False,
         symmetric=False,
     ),
-    # OpenVINO needs no eight-bit results: without, HorNet takes 48.1 ms instead of 51.7, PoolFormer 16.9, not 20.
+    # OpenVINO needs no eight-bit results: without, HorNet takes 48.1 ms instead of 51.7, PoolFormer 16.9, not 20
     "openvino": Placement(_ON_CPU, outputs=frozenset(), residuals=False, symmetric=False),
     "tensorrt": Placement(
         {

@@ -94,7 +94,7 @@ def quantize(
     model = _with_pairs(lowered.model, nodes, ranges, placement, weight_bits)
     _leave_others_alone(model.graph, {str(node.name) for node in nodes}, placement)
     if placement.residuals:
-        _quantize_residuals(model.graph, ranges)
+        _quantize_residuals(model.graph, lowered.model.graph, ranges)
     kept = _kept(decisions)
     if target == "tensorrt":
         half = convert(Lowered(lowered.spec, model, lowered.form, lowered.passes), "fp16", max_abs=max_abs or {})
@@ -103,7 +103,9 @@ def quantize(
 
 
 def residual_additions(graph: ir.Graph) -> Iterator[tuple[ir.Node, int, ir.Value]]:
-    """Additions x + f(x) outside of mixer ops: the node, which of its inputs is x, and x."""
+    """Additions x + f(x) outside of mixer ops, where x may have gone through a factor or a 1x1 convolution of its own:
+    the node, which of its inputs is that, and the value.
+    """
     place = {node: i for i, node in enumerate(graph)}
     for node in graph:
         if (
@@ -114,7 +116,9 @@ def residual_additions(graph: ir.Graph) -> Iterator[tuple[ir.Node, int, ir.Value
             continue
         for index in (0, 1):
             stream, branch = node.inputs[index], node.inputs[1 - index]
-            if stream is not None and branch is not None and _comes_from(branch, stream, place):
+            if stream is None or branch is None:
+                continue
+            if any(_comes_from(branch, source, place) for source in _along_shortcut(stream)):
                 yield node, index, stream
                 break
 
@@ -224,10 +228,15 @@ def _quantised_source(node: ir.Node) -> ir.Value | None:
     return pair.inputs[0] if pair is not None and pair.op_type == _Q else None
 
 
-def _quantize_residuals(graph: ir.Graph, ranges: Ranges) -> None:
-    """A Q/DQ pair of its own on the stream of every residual addition, where it has none yet."""
-    for node, index, stream in list(residual_additions(graph)):
-        low, high = ranges[str(stream.name)]
+def _quantize_residuals(graph: ir.Graph, before: ir.Graph, ranges: Ranges) -> None:
+    """A Q/DQ pair of its own on the stream of every residual addition that there was before others were inserted."""
+    nodes = {node.name: node for node in graph}
+    for found, index, value in residual_additions(before):
+        node = nodes[found.name]
+        stream = node.inputs[index]
+        if stream is None:
+            continue
+        low, high = ranges[str(value.name)]
         builder = Builder(node)
         name = f"{node.name}/residual"
         scale = builder.constant(f"{name}_scale", np.array(max(-low, high, _SMALLEST_RANGE / 2) / 127, np.float32))
@@ -239,6 +248,20 @@ def _quantize_residuals(graph: ir.Graph, ranges: Ranges) -> None:
             made.name = f"{name}_{suffix}"
             made.outputs[0].name = f"{name}_{suffix}_Output"
         node.replace_input_with(index, pair.outputs[0])
+
+
+def _along_shortcut(value: ir.Value) -> Iterator[ir.Value]:
+    """A value, and what it was before factors and 1x1 convolutions, back to the first."""
+    while True:
+        yield value
+        node = value.producer()
+        source = None if node is None else node.inputs[0]
+        if node is None or source is None or constant(node.inputs[-1]) is None:
+            return
+        weight = constant(node.inputs[1]) if node.op_type in ("Mul", "Conv") else None
+        if weight is None or (node.op_type == "Conv" and weight.shape[2:] != (1, 1)):
+            return
+        value = source
 
 
 def _comes_from(value: ir.Value, source: ir.Value, place: Mapping[ir.Node, int]) -> bool:
