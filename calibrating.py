@@ -16,7 +16,7 @@ from .calibration.table import Calibration, Key, check_for, key_of, read_calibra
 from .calibration.thresholds import RANGES
 from .errors import InputError
 from .export.serialize import apart
-from .options import ExportOptions
+from .options import CalibrationOptions, ExportOptions
 from .progress import Progress
 from .runtime.ranges import extremes, histograms
 from .runtime.threads import available_threads
@@ -63,15 +63,16 @@ def calibrated(
         if known is not None:
             done(f"ranges of {previous} again: the same graph, weights, images and method")
             return known
-        ranges = _ranges(lowered, dataset, options, progress)
+        ranges = ranges_of(lowered, dataset, options.calibration, progress)
         done(f"{len(ranges)} tensors on {len(dataset.samples)} images, {options.calibration.method}")
     return Calibration(key, lowered.spec.name, dataset.summary(), len(dataset.samples), ranges)
 
 
-def _ranges(
-    lowered: Lowered, dataset: Dataset, options: ExportOptions, progress: Progress
+def ranges_of(
+    lowered: Lowered, dataset: Dataset, wanted: CalibrationOptions, progress: Progress
 ) -> dict[str, tuple[float, float]]:
-    method, size, threads = options.calibration.method, options.calibration.batch_size, available_threads()
+    """The least and the greatest value of each tensor that eight bits are to hold."""
+    method, size, threads = wanted.method, wanted.batch_size, available_threads()
     names, count = observed(lowered), len(dataset.samples)
 
     def batches() -> Iterator[NDArray[np.float32]]:

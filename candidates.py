@@ -121,8 +121,8 @@ def _begun(plan: _Plan, begin: Begin) -> _Plan:
 def _tried(
     plan: _Plan, file: File, proof: ParityReport, judge: Judge, begin: Begin, step: Step
 ) -> tuple[Candidate, Session | None]:
-    """A candidate, and its session where it is to be timed: what the export's own proof rests on is in any case, and what
-    the delivered file is compared with.
+    """A candidate, and its session where it is to be timed: what the export's own proof rests on is in any case, and
+    what the delivered file is compared with.
     """
     settings = plan.runtime.settings(available_threads())
     candidate = Candidate(plan.runtime.name, plan.precision, plan.file, settings, passed=False)

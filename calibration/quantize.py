@@ -26,6 +26,8 @@ Ranges = Mapping[str, tuple[float, float]]
 _OPERATORS = ("Conv", "MatMul", "Gemm")
 _SMALLEST_RANGE = 2e-3
 """Of a tensor or channel in a graph with float16 scales, which hold a 255th of it to one percent."""
+QUANTIZED = "_quantized"
+"""What ONNX Runtime's quantiser puts after the name of a weight."""
 _Q, _DQ = "QuantizeLinear", "DequantizeLinear"
 
 
