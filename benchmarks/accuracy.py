@@ -32,6 +32,7 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
+from peers import torch_export
 from trained_models import TRAINED, Trained, digits
 
 from metaformer_export.artifacts import Lowered
@@ -131,17 +132,11 @@ def _naive(model: nn.Module, shown: Dataset, folder: Path) -> ModelFile | Path:
     """What one would do without this tool."""
     images, _ = next(shown.batches(2))
     plain, out = folder / "torch.onnx", folder / "naive.onnx"
-    batch = ({0: torch.export.Dim("batch")},)
-    program = torch.onnx.export(
-        model, (torch.from_numpy(images),), dynamic_shapes=batch, opset_version=20, verbose=False
-    )
-    if program is None:
-        raise SystemExit("torch exported nothing")
-    program.save(plain)
+    name = torch_export(model, torch.from_numpy(images), plain)
     quantize_static(
         plain,
         out,
-        _Reader(shown, program.model.graph.inputs[0].name),
+        _Reader(shown, name),
         quant_format=QuantFormat.QDQ,
         op_types_to_quantize=["Conv", "MatMul", "Gemm"],
         activation_type=QuantType.QUInt8,

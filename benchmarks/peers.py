@@ -130,19 +130,23 @@ def _argsort(x: torch.Tensor, dim: int, stable: bool) -> torch.Tensor:
 
 
 def _torch_export(model: str, size: int | None, folder: Path) -> None:
-    """What torch.onnx.export makes of the eager model when nothing tells it about mixer ops.
+    loaded = load_model(model, image_size=size)
+    example = torch.zeros(2, loaded.spec.in_chans, *loaded.spec.image_size)
+    torch_export(loaded.module, example, folder / "torch.onnx")
+
+
+def torch_export(model: nn.Module, example: torch.Tensor, path: Path) -> str:
+    """What torch.onnx.export makes of the eager model when nothing tells it about mixer ops; returns the input's name.
 
     It cannot export the stable sort of balanced clustering; the authors' own sort is not stable either.
     """
-    loaded = load_model(model, image_size=size)
-    example = torch.zeros(2, loaded.spec.in_chans, *loaded.spec.image_size)
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
         for module in _MIXER_OPS:
             stack.enter_context(mock.patch.object(module, "torch", _PlainTorch()))
         stack.enter_context(mock.patch.object(torch.Tensor, "argsort", _argsort))
         program = torch.onnx.export(
-            loaded.module,
+            model,
             (example,),
             dynamo=True,
             opset_version=DEFAULT_OPSET,
@@ -150,7 +154,8 @@ def _torch_export(model: str, size: int | None, folder: Path) -> None:
             verbose=False,
         )
     assert program is not None
-    program.save(folder / "torch.onnx")
+    program.save(path)
+    return str(program.model.graph.inputs[0].name)
 
 
 def _onnxslim(model: str, size: int | None, folder: Path) -> None:
