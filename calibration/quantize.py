@@ -7,6 +7,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -26,6 +27,8 @@ Ranges = Mapping[str, tuple[float, float]]
 _OPERATORS = ("Conv", "MatMul", "Gemm")
 _SMALLEST_RANGE = 2e-3
 """Of a tensor or channel in a graph with float16 scales, which hold a 255th of it to one percent."""
+_PAIR = 127
+"""The most that two weights of one sign may be together: 255 times one more, by rounding, is less than 2^15."""
 QUANTIZED = "_quantized"
 """What ONNX Runtime's quantiser puts after the name of a weight."""
 _Q, _DQ = "QuantizeLinear", "DequantizeLinear"
@@ -81,7 +84,8 @@ def quantize(
         ranges: of all that `observed` names.
         target: "tensorrt" has all else in float16 (scales as well) with its islands of float32, others in float32.
         keep: modules that stay in high precision, with the reason.
-        weight_bits: 7 for a processor that adds pairs of products in 16 bits, where 8 overflow.
+        weight_bits: 7 for a processor that adds pairs of products in 16 bits, where 8 would overflow: pairs of weights
+            are kept small enough together.
         max_abs: largest magnitudes on a sample batch, as `convert` takes them, for "tensorrt".
 
     Raises:
@@ -183,7 +187,7 @@ def _with_pairs(
     quantizer = QDQQuantizer(
         ir.to_proto(model),
         per_channel=True,
-        reduce_range=weight_bits == 7,  # of weights
+        reduce_range=False,
         weight_qType=QuantType.QInt8,
         activation_qType=QuantType.QInt8 if placement.symmetric else QuantType.QUInt8,
         tensors_range=TensorsData(CalibrationMethod.MinMax, found),
@@ -196,6 +200,7 @@ def _with_pairs(
             "QuantizeBias": False,
             "OpTypesToExcludeOutputQuantization": [op for op in _OPERATORS if op not in placement.outputs],
             "QDQOpTypePerChannelSupportToAxis": {"Conv": 0},
+            "TensorQuantOverrides": {} if weight_bits == 8 else _ranges_without_overflow(nodes),
             "MinimumRealRange": _SMALLEST_RANGE if placement.symmetric else None,
         },
     )
@@ -210,6 +215,30 @@ def _with_pairs(
     paired.graph.sort()  # it appends the pairs
     common.ShapeInferencePass()(paired)
     return paired
+
+
+def _ranges_without_overflow(nodes: Sequence[ir.Node]) -> dict[str, list[dict[str, Any]]]:
+    """Ranges for every output channel of weights so that no two neighbours of one sign are more than _PAIR together.
+
+    Processors without VNNI add the products of two neighbouring input channels with unsigned bytes in 16 bits.
+    """
+    found = {}
+    for node in nodes:
+        weight = constant(node.inputs[1])
+        if weight is None or node.inputs[1] is None:
+            continue
+        axis = 1 if node.op_type == "MatMul" or not (node.op_type == "Conv" or attribute(node, "transB", 0)) else 0
+        rows = np.moveaxis(np.asarray(weight, np.float64), axis, 0)  # (outputs, inputs, ...)
+        largest = np.abs(rows).reshape(len(rows), -1).max(1)
+        if rows.shape[1] % 2:  # a depthwise filter, for one: which neighbours meet is not known
+            pairs = 2 * largest
+        else:
+            first, second = rows[:, ::2], rows[:, 1::2]
+            together = np.where(first * second > 0, np.abs(first + second), np.maximum(np.abs(first), np.abs(second)))
+            pairs = together.reshape(len(rows), -1).max(1)
+        ends = np.maximum(largest, pairs * (127 / _PAIR)).astype(np.float32)
+        found[str(node.inputs[1].name)] = [{"axis": axis, "rmin": -end, "rmax": end} for end in ends]
+    return found
 
 
 def _leave_others_alone(graph: ir.Graph, quantised: set[str], placement: Placement) -> None:
