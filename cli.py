@@ -35,7 +35,15 @@ _LOW: tuple[Precision, ...] = ("fp16", "bf16", "int8")
 _SECTIONS = {
     "Model": ("model", "list_models", "checkpoint", "num_classes", "features", "neck", "sizes", "resolution", "seed"),
     "Precision and form": ("fp16", "bf16", "int8", "io", "opset", "batch", "target"),
-    "Calibration (--int8)": ("calib_data", "calib_size", "calib_method", "batch_size", "calibration", "force"),
+    "Calibration (--int8)": (
+        "calib_data",
+        "calib_size",
+        "calib_method",
+        "batch_size",
+        "calibration",
+        "no_equalize",
+        "force",
+    ),
     "Proof and output": ("images", "output", "as_json"),
 }
 
@@ -122,6 +130,11 @@ class _Sectioned(click.Group):
     type=click.Path(path_type=Path),
     metavar="FILE",
     help="Ranges of an earlier run, its calibration.json, instead of images.",
+)
+@click.option(
+    "--no-equalize",
+    is_flag=True,
+    help="Leave channels as they are; by default they are scaled by powers of two where that lowers the error.",
 )
 @click.option("--force", is_flag=True, help="Exit with 0 though INT8 is slower here, or parity fails.")
 @click.option(
@@ -280,6 +293,7 @@ def _options(given: dict[str, Any]) -> ExportOptions:
             method=given["calib_method"],
             batch_size=given["batch_size"],
             ranges=given["calibration"],
+            equalize=not given["no_equalize"],
         ),
         force=given["force"],
         command=("metaformer-export", *given["arguments"]),

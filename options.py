@@ -67,6 +67,7 @@ class CalibrationOptions:
         method: how a range is chosen.
         batch_size: images that run at once.
         ranges: a calibration.json of an earlier run, instead of images.
+        equalize: whether channels may be scaled to share a range better, where that lowers the error.
 
     Raises:
         InputError: a number below 1, or no such method.
@@ -77,6 +78,7 @@ class CalibrationOptions:
     method: Method = "mse"
     batch_size: int = 8
     ranges: str | Path | None = None
+    equalize: bool = True
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:

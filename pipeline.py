@@ -53,7 +53,8 @@ def run_export(options: ExportOptions, progress: Progress | None = None) -> Expo
     lowered = _lower(loaded, options, progress)
     calibration = None
     if options.precision == "int8":
-        calibration = calibrated(lowered[0], dataset, options, folder / CALIBRATION, progress)
+        graph, calibration = calibrated(lowered[0], dataset, options, folder / CALIBRATION, progress)
+        lowered = (graph,)
     judge = judge_of(loaded.module, lowered[0], images)
     with staged(folder) as staging, set_aside():
         with writing(folder):

@@ -36,14 +36,14 @@ from peers import torch_export
 from trained_models import TRAINED, Trained, digits
 
 from metaformer_export.artifacts import Lowered
-from metaformer_export.calibrating import ranges_of
+from metaformer_export.calibrating import calibrated
 from metaformer_export.calibration.dataset import Dataset, held_out, open_dataset
 from metaformer_export.export.lower import lower
 from metaformer_export.export.precision import convert
 from metaformer_export.export.serialize import ModelFile, serialize
 from metaformer_export.export.trace import BFLOAT16_OPSET, trace
 from metaformer_export.models.loading import load_model
-from metaformer_export.options import CalibrationOptions
+from metaformer_export.options import CalibrationOptions, ExportOptions
 from metaformer_export.progress import Silent
 from metaformer_export.quantizing import DELIVERED, quantized_graphs
 from metaformer_export.report import versions
@@ -106,7 +106,9 @@ def _files(model: nn.Module, lowered: Lowered, shown: Dataset, calibration: Cali
     images = held_out(shown)
     peaks = largest_magnitudes(lowered, images.batch, available_threads())
     newer = lower(trace(model, lowered.spec, BFLOAT16_OPSET), "portable")
-    eight = quantized_graphs(lowered, ranges_of(lowered, shown, calibration, Silent()), images, "auto", {})
+    options = ExportOptions(lowered.spec.name, precision="int8", calibration=calibration)
+    graph, found = calibrated(lowered, shown, options, Path("none"), Silent())
+    eight = quantized_graphs(graph, found.ranges, images, "auto", {})
     graphs = {
         "FP32": lowered.model,
         "FP16": rounded(convert(lowered, "fp16", max_abs=peaks)),

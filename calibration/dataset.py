@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -70,6 +70,10 @@ class Dataset:
             labels = [each.label for each in chosen if each.label is not None]
             images = np.stack([_image(each, self.spec) for each in chosen])
             yield images, np.array(labels, np.int64) if len(labels) == len(chosen) else None
+
+    def first(self, count: int) -> Dataset:
+        """The same with so many of its samples, evenly spread."""
+        return replace(self, samples=tuple(_spread(self.samples, count)))
 
     @property
     def labelled(self) -> bool:

@@ -37,7 +37,7 @@ class Place:
     """A tensor whose channels can be scaled.
 
     Attributes:
-        tensor: what `source` makes, and so on through transposes.
+        tensor: what `source` makes, or the gate that it is a factor of.
         axis: of its channels.
         source: takes the factors: a convolution, or a layer norm; of a gate the convolution that makes one factor.
         readers: linear layers that take their inverse.
@@ -138,14 +138,16 @@ def _constants(node: ir.Node, *indices: int) -> bool:
 
 
 def _absorbing(value: ir.Value, axis: int) -> list[ir.Node] | None:
-    """The linear layers that are all that reads a value, through transposes; None if something else does."""
+    """The linear layers that are all that reads a value, through transposes and ReLUs; None if something else does."""
     if value.is_graph_output():
         return None
     found: list[ir.Node] = []
     for use in value.uses():
         node = use.node
-        if node.op_type == "Transpose":
-            further = _absorbing(node.outputs[0], permutation(node).index(axis))
+        if node.op_type in ("Transpose", "Relu"):
+            further = _absorbing(
+                node.outputs[0], permutation(node).index(axis) if node.op_type == "Transpose" else axis
+            )
             if further is None:
                 return None
             found += further
@@ -162,7 +164,8 @@ def _reads_channels(node: ir.Node, value: ir.Value, axis: int) -> bool:
     if weight is None:
         return False
     if node.op_type == "Conv":
-        return axis == 1 and attribute(node, "group", 1) in (1, weight.shape[0])
+        depthwise = weight.shape[1] == 1 and attribute(node, "group", 1) == weight.shape[0]
+        return axis == 1 and (depthwise or attribute(node, "group", 1) == 1)
     last = value.shape is not None and axis == len(value.shape) - 1
     return last and weight.ndim == 2 and attribute(node, "transA", 0) == 0
 

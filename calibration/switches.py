@@ -6,6 +6,7 @@ One session answers what each module's eight bits cost; to open one for each wou
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from functools import reduce
 
@@ -14,6 +15,7 @@ import onnx_ir as ir
 
 from ..artifacts import Converted, Lowered
 from ..export.graph import module_of, producer
+from .placement import PLACEMENTS, QuantizedFor
 from .quantize import QUANTIZED
 
 SWITCHES = "switches"
@@ -33,19 +35,24 @@ class Switched:
     modules: tuple[str, ...]
 
 
-def switched(lowered: Lowered, quantised: Converted) -> Switched:
+def switched(lowered: Lowered, quantised: Converted, target: QuantizedFor) -> Switched:
     """Let every reader of a Q/DQ pair choose between what the pair gives and what it was given.
 
     A layer's input and weight belong to the layer's module; its result, where that is quantised, to the same.
 
     Args:
         lowered: the float32 graph that was quantised, which has the weights as they were.
-        quantised: float32 but for its pairs (not for TensorRT).
+        quantised: for that target, float32 but for its pairs (not for TensorRT).
     """
     model = quantised.model.clone()
     graph = model.graph
     pairs = [(node, _float_value(node, lowered.model.graph, graph)) for node in graph if node.op_type == _DQ]
-    owners = {(node, use.node, use.idx): _owners(node, use.node) for node, _ in pairs for use in node.outputs[0].uses()}
+    results = PLACEMENTS[target].outputs
+    owners = {
+        (node, use.node, use.idx): _owners(node, use.node, results)
+        for node, _ in pairs
+        for use in node.outputs[0].uses()
+    }
     modules = tuple(dict.fromkeys(module for each in owners.values() for module in each))
     conditions = _Conditions(graph, modules)
     for node, before in pairs:
@@ -77,10 +84,12 @@ def _float_value(pair: ir.Node, before: ir.Graph, graph: ir.Graph) -> ir.Value:
     return graph.initializers[name]
 
 
-def _owners(pair: ir.Node, reader: ir.Node) -> tuple[str, ...]:
+def _owners(pair: ir.Node, reader: ir.Node, results: Collection[str]) -> tuple[str, ...]:
     """Modules that have a value quantised for a reader: that of the layer whose result it is, and the reader's."""
     source = producer(pair.inputs[0], _Q)
     maker = None if source is None or source.inputs[0] is None else source.inputs[0].producer()
+    if maker is not None and maker.op_type not in results:
+        maker = None
     found = [node for node in (maker, reader) if node is not None and _multiplies_eight_bits(node)]
     if not found:
         found = [reader]  # a residual addition

@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -24,6 +24,7 @@ _TITLES = {
     "weights_sha256": "other weights",
     "data_sha256": "other images",
     "method": "another method",
+    "equalize": "another setting of equalisation",
 }
 """What a difference in each part of a key means, the gravest first."""
 
@@ -35,12 +36,14 @@ class Key:
     Attributes:
         graph_sha256: of the graph without its large weights, which are in `weights_sha256`.
         data_sha256: of all images and their order (`Dataset.sha256`).
+        equalize: whether channels may be scaled.
     """
 
     graph_sha256: str
     weights_sha256: str
     data_sha256: str
     method: Method
+    equalize: bool
 
     def difference(self, other: Key) -> str:
         """What the first difference means, for instance "other weights"; "" for an equal key."""
@@ -53,6 +56,7 @@ class Calibration:
 
     Attributes:
         source: of the images, in words.
+        equalized: exponents of two that the channels of tensors were divided by before, by name (calibration.equalize).
     """
 
     key: Key
@@ -60,24 +64,29 @@ class Calibration:
     source: str
     images: int
     ranges: Mapping[str, tuple[float, float]]
+    equalized: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def write(self, path: Path) -> None:
         """As JSON, whole or not at all."""
         beside = path.with_name(f".{path.name}.{uuid4().hex}")
         try:
-            beside.write_text(json.dumps({"format": FORMAT, **asdict(self)}, indent=2) + "\n", encoding="utf-8")
+            content = {"format": FORMAT, **asdict(self)}
+            content["equalized"] = {name: " ".join(map(str, powers)) for name, powers in self.equalized.items()}
+            beside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
             beside.replace(path)
         finally:
             beside.unlink(missing_ok=True)
 
 
-def key_of(graph: bytes, weights: Mapping[str, NDArray[Any]], data_sha256: str, method: Method) -> Key:
+def key_of(
+    graph: bytes, weights: Mapping[str, NDArray[Any]], data_sha256: str, method: Method, *, equalize: bool
+) -> Key:
     """Of a graph, serialised without its large weights, of these, and of the images that are shown to it."""
     digest = hashlib.sha256()
     for name, array in weights.items():
         digest.update(f"{name}\0{array.dtype}\0{array.shape}\0".encode())
         digest.update(array.tobytes())
-    return Key(hashlib.sha256(graph).hexdigest(), digest.hexdigest(), data_sha256, method)
+    return Key(hashlib.sha256(graph).hexdigest(), digest.hexdigest(), data_sha256, method, equalize)
 
 
 def read_calibration(path: Path) -> Calibration:
@@ -90,9 +99,10 @@ def read_calibration(path: Path) -> Calibration:
         content: Any = json.loads(path.read_text(encoding="utf-8"))
         if content["format"] != FORMAT:
             raise InputError(f"{path} is of format {content['format']}, this version reads {FORMAT}; calibrate again.")
-        key = Key(**{field.name: content["key"][field.name] for field in fields(Key)})
+        key = Key(**{each.name: content["key"][each.name] for each in fields(Key)})
         ranges = {str(name): (float(low), float(high)) for name, (low, high) in content["ranges"].items()}
-        read = Calibration(key, str(content["model"]), str(content["source"]), int(content["images"]), ranges)
+        powers = {str(name): tuple(int(each) for each in text.split()) for name, text in content["equalized"].items()}
+        read = Calibration(key, str(content["model"]), str(content["source"]), int(content["images"]), ranges, powers)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}.") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -109,7 +119,7 @@ def read_calibration(path: Path) -> Calibration:
 
 def check_for(calibration: Calibration, path: Path, key: Key, model: str) -> None:
     """InputError unless ranges that the user gave are of this graph and these weights; images and method may differ."""
-    wanted = Key(key.graph_sha256, key.weights_sha256, calibration.key.data_sha256, calibration.key.method)
+    wanted = replace(calibration.key, graph_sha256=key.graph_sha256, weights_sha256=key.weights_sha256)
     if difference := calibration.key.difference(wanted):
         raise InputError(
             f"{path} is of {difference} ({calibration.model}) than this {model}; calibrate with --calib-data instead."
