@@ -12,11 +12,13 @@ from numpy.typing import NDArray
 from .artifacts import Lowered, ModelSpec
 from .calibration.dataset import Dataset, open_dataset
 from .calibration.equalize import Exponents, equalized
+from .calibration.plan import PrecisionPlan, check_plan, read_plan
 from .calibration.quantize import observed
 from .calibration.table import Calibration, Key, check_for, key_of, read_calibration
 from .calibration.thresholds import RANGES
 from .equalizing import equalization
 from .errors import InputError
+from .export.graph import module_of
 from .export.serialize import apart
 from .options import CalibrationOptions, ExportOptions
 from .progress import Progress
@@ -78,6 +80,22 @@ def calibrated(
     key = _key(graph, dataset.sha256, wanted)
     powers = {name: tuple(each) for name, each in exponents.items()}
     return graph, Calibration(key, lowered.spec.name, dataset.summary(), len(dataset.samples), ranges, powers)
+
+
+def planned(lowered: Lowered, options: ExportOptions) -> PrecisionPlan:
+    """The precision plan that the options name, or one that keeps nothing.
+
+    Raises:
+        CalibrationError: it cannot be read, or is of another model or precision.
+    """
+    model = lowered.spec.name
+    if options.plan is None:
+        return PrecisionPlan(model, options.precision, "")
+    path = Path(options.plan)
+    plan = read_plan(path)
+    modules = {module_of(node) or "model" for node in lowered.model.graph}
+    check_plan(plan, path, model, options.precision, modules)
+    return plan
 
 
 def ranges_of(

@@ -42,6 +42,7 @@ _SECTIONS = {
         "batch_size",
         "calibration",
         "no_equalize",
+        "plan",
         "force",
     ),
     "Proof and output": ("images", "output", "as_json"),
@@ -135,6 +136,13 @@ class _Sectioned(click.Group):
     "--no-equalize",
     is_flag=True,
     help="Leave channels as they are; by default they are scaled by powers of two where that lowers the error.",
+)
+@click.option(
+    "--precision-plan",
+    "plan",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Modules to keep in high precision, as calibrate --max-drop writes them; also with --fp16.",
 )
 @click.option("--force", is_flag=True, help="Exit with 0 though INT8 is slower here, or parity fails.")
 @click.option(
@@ -295,6 +303,7 @@ def _options(given: dict[str, Any]) -> ExportOptions:
             ranges=given["calibration"],
             equalize=not given["no_equalize"],
         ),
+        plan=given["plan"],
         force=given["force"],
         command=("metaformer-export", *given["arguments"]),
     )

@@ -114,6 +114,7 @@ class ExportOptions:
     io: InputOutput = "fp32"
     seed: int = 0
     calibration: CalibrationOptions = CalibrationOptions()
+    plan: str | Path | None = None
     force: bool = False
     command: tuple[str, ...] = ()
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from . import remarks
 from .artifacts import ExportResult, Lowered, Manifest
-from .calibrating import CALIBRATION, calibrated, opened
+from .calibrating import CALIBRATION, calibrated, opened, planned
 from .calibration.dataset import held_out
 from .calibration.images import ImageSet, load_images
 from .candidates import judge_candidates
@@ -55,11 +55,12 @@ def run_export(options: ExportOptions, progress: Progress | None = None) -> Expo
     if options.precision == "int8":
         graph, calibration = calibrated(lowered[0], dataset, options, folder / CALIBRATION, progress)
         lowered = (graph,)
+    plan = planned(lowered[0], options)
     judge = judge_of(loaded.module, lowered[0], images)
     with staged(folder) as staging, set_aside():
         with writing(folder):
             ranges = None if calibration is None else calibration.ranges
-            files, beyond = written(lowered, images, staging, options, progress, ranges)
+            files, beyond = written(lowered, images, staging, options, progress, ranges=ranges, keep=plan.keep)
             if calibration is not None:
                 calibration.write(staging / CALIBRATION)
             if files[0].large:

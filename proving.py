@@ -169,22 +169,29 @@ def written(
     folder: Path,
     options: ExportOptions,
     progress: Progress,
+    *,
     ranges: Ranges | None = None,
+    keep: Mapping[str, str] | None = None,
 ) -> tuple[tuple[File, ...], tuple[OutOfRange, ...]]:
     """Every form in the wanted precision, written to `folder`, and what float16 could not hold.
 
     Args:
         ranges: of the first form, for INT8.
+        keep: modules that stay in high precision, with the reason.
     """
     with progress.stage("convert") as done:
         if ranges is not None:
-            return _quantised(lowered[0], ranges, images, folder, options, done), ()
+            return _quantised(lowered[0], ranges, keep or {}, images, folder, options, done), ()
         peaks: tuple[dict[str, float], ...] = ({},) * len(lowered)
         if options.precision == "fp16":
             peaks = tuple(largest_magnitudes(each, images.batch, available_threads()) for each in lowered)
         beyond = out_of_range(lowered[0], peaks[0])
         files = tuple(
-            _write(folder / _FILES[each.form], each, convert(each, options.precision, max_abs=peak, io=options.io))
+            _write(
+                folder / _FILES[each.form],
+                each,
+                convert(each, options.precision, max_abs=peak, io=options.io, keep=keep),
+            )
             for each, peak in zip(lowered, peaks, strict=True)
         )
         kept = sum(len(each.ops) for each in files[0].converted.kept)
@@ -195,12 +202,13 @@ def written(
 def _quantised(
     lowered: Lowered,
     ranges: Ranges,
+    keep: Mapping[str, str],
     images: ImageSet,
     folder: Path,
     options: ExportOptions,
     done: Callable[[str], None],
 ) -> tuple[File, ...]:
-    graphs = quantized_graphs(lowered, ranges, images, options.target, {})
+    graphs = quantized_graphs(lowered, ranges, images, options.target, keep)
     files = tuple(
         _write(folder / name, lowered, converted, literal=name != DELIVERED) for name, converted in graphs.items()
     )

@@ -76,6 +76,8 @@ def _check_calibration(options: ExportOptions, opset: int) -> None:
     if options.precision != "int8":
         if calibration != CalibrationOptions() or options.force:
             raise InputError("calibration options and --force go with --int8.")
+        if options.plan is not None and options.precision != "fp16":
+            raise InputError("--precision-plan goes with --int8 and --fp16.")
         return
     if calibration.data is None and calibration.ranges is None:
         raise InputError(

@@ -164,8 +164,8 @@ def _decided(
     module, rule = module_of(node), placement.rules[kind]
     if reason := required.get(node):
         return Decision(node, module, kind, False, reason)
-    if module in keep:
-        return Decision(node, module, kind, False, keep[module])
+    if (named := module or "model") in keep:
+        return Decision(node, module, kind, False, keep[named])
     return Decision(node, module, kind, rule.quantised, rule.reason)
 
 

@@ -14,7 +14,8 @@ import numpy as np
 import onnx_ir as ir
 
 from ..artifacts import Converted, Lowered
-from ..export.graph import module_of, producer
+from ..export.graph import MOVES_DATA, module_of, producer
+from ..export.precision import float32_reasons
 from .placement import PLACEMENTS, QuantizedFor
 from .quantize import QUANTIZED
 
@@ -68,6 +69,46 @@ def switched(lowered: Lowered, quantised: Converted, target: QuantizedFor) -> Sw
             use.node.replace_input_with(use.idx, made[own])
     graph.sort()
     return Switched(model, modules)
+
+
+def switched_to_half(lowered: Lowered) -> Switched:
+    """A float32 graph whose modules can be rounded to float16 one by one: what their nodes make, and their weights.
+
+    What stays in float32 in any case has no switch.
+    """
+    model = lowered.model.clone()
+    graph = model.graph
+    required = float32_reasons(graph)
+    rounded = [node for node in graph if node not in required and node.op_type not in MOVES_DATA]
+    rounded = [node for node in rounded if node.outputs[0].dtype == ir.DataType.FLOAT]
+    modules = tuple(dict.fromkeys(module_of(node) or "model" for node in rounded))
+    conditions = _Conditions(graph, modules)
+    for node in rounded:
+        condition = conditions.any((module_of(node) or "model",))
+        for index, value in enumerate(node.inputs):
+            if value is not None and value.is_initializer() and value.dtype == ir.DataType.FLOAT:
+                node.replace_input_with(index, _half(graph, value, condition, node))
+        output = node.outputs[0]
+        uses = [(use.node, use.idx) for use in output.uses()]
+        half = _half(graph, output, condition, node, after=True)
+        for reader, index in uses:
+            reader.replace_input_with(index, half)
+        if output.is_graph_output():
+            output.name, half.name = f"{output.name}.before", output.name
+            graph.outputs[list(graph.outputs).index(output)] = half
+    graph.sort()
+    return Switched(model, modules)
+
+
+def _half(graph: ir.Graph, value: ir.Value, condition: ir.Value, node: ir.Node, *, after: bool = False) -> ir.Value:
+    """A value, rounded to float16 where the condition holds, made before or after a node."""
+    down = ir.node("Cast", [value], {"to": int(ir.DataType.FLOAT16)})
+    up = ir.node("Cast", [down.outputs[0]], {"to": int(ir.DataType.FLOAT)})
+    choice = ir.node("Where", [condition, up.outputs[0], value])
+    for made, dtype in ((down, ir.DataType.FLOAT16), (up, ir.DataType.FLOAT), (choice, ir.DataType.FLOAT)):
+        made.outputs[0].type, made.outputs[0].shape = ir.TensorType(dtype), value.shape
+    (graph.insert_after if after else graph.insert_before)(node, (down, up, choice))
+    return choice.outputs[0]
 
 
 def _float_value(pair: ir.Node, before: ir.Graph, graph: ir.Graph) -> ir.Value:

@@ -40,6 +40,7 @@ def convert(
     *,
     max_abs: Mapping[str, float] | None = None,
     io: Literal["fp32", "fp16"] = "fp32",
+    keep: Mapping[str, str] | None = None,
 ) -> Converted:
     """Cast weights and activations; the lowered graph is left as it is.
 
@@ -48,13 +49,14 @@ def convert(
         max_abs: largest magnitude of values on a sample batch, by value name; layers that come near
             the end of the type's range there stay in float32.
         io: type of the graph's inputs and outputs ("fp16" means the low type itself).
+        keep: modules that stay in float32 in any case, with the reason, by PyTorch name.
     """
     if precision == "fp32":
         layers = count_layers(lowered.model.graph)
         return Converted(lowered.spec, lowered.model, lowered.form, precision, (), layers)
     model = lowered.model.clone()
     low, dtype, largest = LOW_TYPES[precision]
-    reasons = _islands(model.graph, max_abs or {}, largest)
+    reasons = _islands(model.graph, max_abs or {}, largest, keep or {})
     _cast(model.graph, set(reasons), low, dtype, keep_io=io == "fp32")
     return Converted(lowered.spec, model, lowered.form, precision, _kept(reasons), count_layers(model.graph))
 
@@ -86,10 +88,12 @@ def float32_only(lowered: Lowered) -> tuple[str, ...]:
 
 def float32_reasons(graph: ir.Graph) -> dict[ir.Node, str]:
     """Nodes that stay in float32 whatever their values are, with the reason: decisions, and what they rest on."""
-    return _islands(graph, {}, math.inf)
+    return _islands(graph, {}, math.inf, {})
 
 
-def _islands(graph: ir.Graph, max_abs: Mapping[str, float], largest: float) -> dict[ir.Node, str]:
+def _islands(
+    graph: ir.Graph, max_abs: Mapping[str, float], largest: float, keep: Mapping[str, str]
+) -> dict[ir.Node, str]:
     """Nodes that stay in float32, with the reason; `largest` is the end of the low type's range."""
     reasons = {}
     wide = {name for name, value in max_abs.items() if not value * HEADROOM <= largest}
@@ -103,6 +107,8 @@ def _islands(graph: ir.Graph, max_abs: Mapping[str, float], largest: float) -> d
             reasons[node] = f"its input reaches {max_abs[str(read.name)]:.3g} on the sample batch"
         elif any(not _peak(constant(value)) <= largest for value in node.inputs if value is not None):
             reasons[node] = "its weights are outside the range of the 16-bit type"
+        elif node.op_type not in MOVES_DATA and (module_of(node) or "model") in keep:
+            reasons[node] = keep[module_of(node) or "model"]
     _keep_inputs(graph, reasons)
     _bridge(graph, reasons)
     return reasons
