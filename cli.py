@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 from click.core import ParameterSource
 
+from .cli_calibrate import calibrate_command
 from .cli_eval import eval_command
 from .cli_inspect import inspect_command
 from .console import ConsoleProgress
@@ -212,6 +213,7 @@ def command(context: click.Context, /, **given: Any) -> int:
 
 command.add_command(inspect_command)
 command.add_command(eval_command)
+command.add_command(calibrate_command)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

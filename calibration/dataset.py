@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
@@ -74,6 +75,15 @@ class Dataset:
     def first(self, count: int) -> Dataset:
         """The same with so many of its samples, evenly spread."""
         return replace(self, samples=tuple(_spread(self.samples, count)))
+
+    def others(self, count: int) -> Dataset:
+        """So many readable samples that were not chosen, evenly spread."""
+        readable = []
+        for sample in _spread(self.rest, count):
+            with contextlib.suppress(ImageError):
+                _content(sample, self.spec)
+                readable.append(sample)
+        return replace(self, samples=tuple(readable), unreadable=(), rest=())
 
     @property
     def labelled(self) -> bool:
