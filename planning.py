@@ -34,7 +34,7 @@ from .runtime.sensitivity import Cost, Trial, fewest_kept, rank
 from .runtime.threads import available_threads
 
 PLAN, SENSITIVITY, PLOT = "precision-plan.toml", "sensitivity.json", "sensitivity.svg"
-_RANKED_WITH = 16
+_RANKED_WITH = 8
 """Images that each module alone is tried on; the limit is held on all."""
 _POINTS = (1, 2, 4, 8, 16, 32)
 """Modules kept at the points of the curve, beside none and the chosen number."""
@@ -184,7 +184,9 @@ def _searched(
         found.write(folder / SENSITIVITY)
         return found, None
     with progress.stage("search") as done:
-        kept = fewest_kept(trial, [module for module, _ in ranking], partial(_within, prepared, request.max_drop))
+        within = partial(_within, prepared, request.max_drop)
+        with progress.count("trials", None) as told:
+            kept = fewest_kept(trial, [module for module, _ in ranking], within, told)
         if kept is None:
             raise InputError(f"no plan stays within --max-drop {request.max_drop:g}: it is below nothing at all.")
         costs = dict(ranking)

@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 from ..calibration.switches import SWITCHES
 from .session import Session
 
+_LEFT_OUT = 12
+"""Of the modules that are kept, so many are tried without."""
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -92,23 +95,39 @@ def rank(trial: Trial, told: Callable[[int], object] = int) -> list[tuple[str, C
     return sorted(found, key=lambda pair: (-pair[1].rms_rel, pair[0]))
 
 
-def fewest_kept(trial: Trial, ranking: Sequence[str], within: Callable[[Cost], bool]) -> tuple[str, ...] | None:
+def fewest_kept(
+    trial: Trial,
+    ranking: Sequence[str],
+    within: Callable[[Cost], bool],
+    told: Callable[[int], object] = int,
+) -> tuple[str, ...] | None:
     """The shortest beginning of a ranking whose modules have to stay in float32 for the cost to be within limits, less
-    those of it that need not; None if all of them do not do.
+    the cheapest of them that need not; None if all of them do not do.
+
+    Args:
+        told: called with the number of images after each trial.
     """
+
+    def enough(kept: Collection[str]) -> bool:
+        cost = trial.cost(set(ranking) - set(kept))
+        told(len(trial.images))
+        return within(cost)
+
     low, high = 0, len(ranking)
-    if not within(trial.cost(set(ranking[high:]))):
+    if enough(()):
+        return ()
+    if not enough(ranking):
         return None
     while low < high:
         middle = (low + high) // 2
-        if within(trial.cost(set(ranking[middle:]))):
+        if enough(ranking[:middle]):
             high = middle
         else:
             low = middle + 1
     kept = list(ranking[:high])
-    for module in list(kept)[:-1]:  # without the last one the cost is too high, as the search has seen
+    for module in kept[-2 : -2 - _LEFT_OUT : -1]:  # without the last one it is not enough, as the search has seen
         without = [each for each in kept if each != module]
-        if within(trial.cost(set(ranking) - set(without))):
+        if enough(without):
             kept = without
     return tuple(kept)
 
