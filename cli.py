@@ -19,9 +19,10 @@ from click.core import ParameterSource
 from .cli_calibrate import calibrate_command
 from .cli_eval import eval_command
 from .cli_inspect import inspect_command
+from .cli_options import calibration_options, chosen_calibration
 from .console import ConsoleProgress
 from .errors import InputError, LoweringError, MetaformerExportError
-from .options import METHODS, BatchRange, CalibrationOptions, ExportOptions, parse_resolution, parse_size
+from .options import BatchRange, ExportOptions, parse_resolution, parse_size
 from .version import __version__
 
 if TYPE_CHECKING:
@@ -31,7 +32,6 @@ _INTERRUPTED = 130
 _INTERRUPTION = "interrupted; nothing half-written is left."
 _SHOWN_FAILURES = 3
 _DEFECT = LoweringError.exit_code
-_CALIBRATION = CalibrationOptions()
 _LOW: tuple[Precision, ...] = ("fp16", "bf16", "int8")
 _SECTIONS = {
     "Model": ("model", "list_models", "checkpoint", "num_classes", "features", "neck", "sizes", "resolution", "seed"),
@@ -107,36 +107,12 @@ class _Sectioned(click.Group):
     help="Quantise to 8 bits with ranges from --calib-data: model.onnx for the CPU, model.tensorrt.onnx for TensorRT. "
     "Exit code 1 if it is not faster here than the float model, or parity fails.",
 )
-@click.option(
-    "--calib-data",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="Images like those the model will see: in any depth, in a folder for each class, or .npy/.npz of preprocessed "
-    "float32. Required with --int8.",
-)
-@click.option(
-    "--calib-size", type=int, default=_CALIBRATION.size, show_default=True, metavar="N", help="Draw N, by the seed."
-)
-@click.option(
-    "--calib-method",
-    type=click.Choice(METHODS),
-    default=_CALIBRATION.method,
-    show_default=True,
-    help="Ranges: all values, least information lost, all but the outermost 0.01 %, or least squared error.",
-)
-@click.option(
-    "--batch-size", type=int, default=_CALIBRATION.batch_size, show_default=True, metavar="N", help="Images at once."
-)
+@calibration_options
 @click.option(
     "--calibration",
     type=click.Path(path_type=Path),
     metavar="FILE",
     help="Ranges of an earlier run, its calibration.json, instead of images.",
-)
-@click.option(
-    "--no-equalize",
-    is_flag=True,
-    help="Leave channels as they are; by default they are scaled by powers of two where that lowers the error.",
 )
 @click.option(
     "--precision-plan",
@@ -297,14 +273,7 @@ def _options(given: dict[str, Any]) -> ExportOptions:
         opset=given["opset"],
         io=given["io"],
         seed=given["seed"],
-        calibration=CalibrationOptions(
-            data=given["calib_data"],
-            size=given["calib_size"],
-            method=given["calib_method"],
-            batch_size=given["batch_size"],
-            ranges=given["calibration"],
-            equalize=not given["no_equalize"],
-        ),
+        calibration=chosen_calibration(given),
         plan=given["plan"],
         force=given["force"],
         command=("metaformer-export", *given["arguments"]),
@@ -342,6 +311,10 @@ def _print_summary(result: ExportResult, as_json: bool) -> None:
     click.echo(f"{result.folder}: {verdict}, model.onnx {size:.1f} MB, {remarks.speeds(result)}")
     if result.bench.choice is not None and len({each.runtime for each in result.bench.candidates}) > 1:
         click.echo(remarks.choice_line(result.bench.choice, bool(result.bench.unstable)))
+    if result.bench.gain is not None:
+        click.echo(remarks.gain_line(result.bench.gain))
+        if not result.bench.gain.pays:
+            click.echo("metaformer-export: INT8 is not faster here; --force takes it all the same", err=True)
     shown = result.parity.failures[:_SHOWN_FAILURES]
     for failure in shown:
         click.echo(f"metaformer-export: parity failed: {failure}", err=True)

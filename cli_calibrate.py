@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .cli_options import calibration_options, chosen_calibration
 from .console import ConsoleProgress
 from .errors import InputError, MissingDependencyError
-from .options import METHODS, CalibrationOptions, ExportOptions, parse_resolution, parse_size
+from .options import ExportOptions, parse_resolution, parse_size
 
 if TYPE_CHECKING:
     from .calibration.plan import PrecisionPlan
     from .planning import Sensitivity
 
-_DEFAULTS = CalibrationOptions()
 _SHOWN = 10
 
 
@@ -28,17 +28,7 @@ _SHOWN = 10
 @click.option("--features", is_flag=True, help="Stage maps instead of logits.")
 @click.option("--set", "sizes", multiple=True, metavar="NAME=N,N,...", help="Other widths or depths, as in an export.")
 @click.option("--resolution", metavar="N|HxW", help="Input size in pixels. [default: the model's]")
-@click.option(
-    "--calib-data",
-    required=True,
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="Images like those the model will see; in a folder for each class, accuracy can be judged.",
-)
-@click.option("--calib-size", type=int, default=_DEFAULTS.size, show_default=True, metavar="N")
-@click.option("--calib-method", type=click.Choice(METHODS), default=_DEFAULTS.method, show_default=True)
-@click.option("--batch-size", type=int, default=_DEFAULTS.batch_size, show_default=True, metavar="N")
-@click.option("--no-equalize", is_flag=True, help="Leave channels as they are.")
+@calibration_options
 @click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Of the images drawn.")
 @click.option(
     "--precision",
@@ -77,6 +67,8 @@ def calibrate_command(**given: Any) -> int:
       metaformer-export calibrate --model hornet_t --checkpoint h.pth \\
         --calib-data val/ --max-drop 0.5
     """
+    if given["calib_data"] is None:
+        raise InputError("calibrate needs images like those that the model will see: --calib-data DIR.")
     options = _options(given)
     folder = given["output"] or Path("build") / f"{given['model']}-calibration"
     if folder.exists() and not folder.is_dir():
@@ -110,13 +102,7 @@ def _options(given: dict[str, Any]) -> ExportOptions:
         features=given["features"],
         sizes=dict(parse_size(text) for text in given["sizes"]),
         seed=given["seed"],
-        calibration=CalibrationOptions(
-            data=given["calib_data"],
-            size=given["calib_size"],
-            method=given["calib_method"],
-            batch_size=given["batch_size"],
-            equalize=not given["no_equalize"],
-        ),
+        calibration=chosen_calibration(given),
     )
 
 

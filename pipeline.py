@@ -7,7 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from . import remarks
-from .artifacts import ExportResult, Lowered, Manifest
+from .artifacts import ExportResult, Gain, Lowered, Manifest
+from .blame import dearest_layers, slowest_layers
 from .calibrating import CALIBRATION, calibrated, opened, planned
 from .calibration.dataset import held_out
 from .calibration.images import ImageSet, load_images
@@ -71,6 +72,10 @@ def run_export(options: ExportOptions, progress: Progress | None = None) -> Expo
         candidates = judge_candidates(files[0], proved, judge, stopwatch, options, progress)
         timing = stopwatch.report(candidates, proof, progress)
         closing = remarks.closing_notes(proof, timing, options)
+        if calibration is not None:
+            timing = replace(timing, gain=_explained(files[0], images, timing.gain))
+            closing += dearest_layers(files[0], calibration.ranges, images, options, proof, progress)
+            closing += remarks.gain_notes(timing)
         for text in (*closing, *remarks.replacement_notes(replaced, loaded.spec, options)):
             notes.append(text)
             progress.note(text)
@@ -115,6 +120,11 @@ def _lower(loaded: LoadedModel, options: ExportOptions, progress: Progress) -> t
         let_go(traced.model)
         done(", ".join(f"{each.model.graph.num_nodes()} nodes {each.form}" for each in lowered))
     return lowered
+
+
+def _explained(file: File, images: ImageSet, gain: Gain | None) -> Gain | None:
+    """With the layers that lose most, where the whole is slower than the float form."""
+    return None if gain is None else replace(gain, costliest=slowest_layers(file, images, gain))
 
 
 def _report(

@@ -128,7 +128,7 @@ def run_calibration(
         progress.note(text)
     dataset = opened(options, loaded.spec, progress)
     if dataset is None:
-        raise InputError("calibrate needs images: --calib-data DIR.")
+        raise InputError("calibrate needs images like those that the model will see: --calib-data DIR.")
     with progress.stage("lower") as done:
         lowered = lower(trace(loaded.module, loaded.spec, options.opset or DEFAULT_OPSET), "portable")
         done(f"{lowered.model.graph.num_nodes()} nodes")

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from .artifacts import BenchReport, BenchRow, Candidate, Choice, ExportResult, ModelSpec, ParityReport
+from .artifacts import BenchReport, BenchRow, Candidate, Choice, ExportResult, Gain, ModelSpec, ParityReport
 from .options import ExportOptions
 from .runtime import onnxruntime, openvino
 
@@ -114,6 +114,26 @@ def closing_notes(proof: ParityReport, timing: BenchReport, options: ExportOptio
     if options.target == "auto" and timing.choice is not None and timing.choice.runtime == openvino.NAME:
         notes.append("OpenVINO is fastest here: --target openvino makes a file for it alone, which it may run faster.")
     return [*notes, *_no_candidates(timing.candidates, proof, options)]
+
+
+def gain_notes(timing: BenchReport) -> list[str]:
+    """Whether a quantised model pays here, and what is in its way."""
+    gain = timing.gain
+    if gain is None:
+        return ["Whether INT8 pays here is not known: it, or the float form, could not be timed."]
+    if gain.pays:
+        return []
+    named = ", ".join(f"{module} ({ms:+.2f} ms)" for module, ms in gain.costliest)
+    slow = f" Slower than in float: {named}." if named else ""
+    return [f"INT8 does not pay here: {gain_line(gain)}.{slow}"]
+
+
+def gain_line(gain: Gain) -> str:
+    """INT8 against the float form."""
+    return (
+        f"INT8 takes {gain.median_ms:.1f} ms in {_TITLES[gain.runtime]}, the float model {gain.float_median_ms:.1f} ms "
+        f"in {_TITLES[gain.float_runtime]}: {gain.ratio:.2f}x at batch {gain.batch}"
+    )
 
 
 def _no_candidates(candidates: Sequence[Candidate], proof: ParityReport, options: ExportOptions) -> list[str]:

@@ -58,7 +58,7 @@ def manifest_of(
             "format": FORMAT,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "command": list(options.command),
-            "status": "passed" if result.parity.passed else "failed",
+            "status": "passed" if result.passed else "failed",
             "model": dataclasses.asdict(result.spec),
             "batch": dataclasses.asdict(options.batch),
             "inputs": _inputs(result, images),

@@ -40,7 +40,7 @@ from metaformer_export.calibrating import calibrated
 from metaformer_export.calibration.dataset import Dataset, held_out, open_dataset
 from metaformer_export.export.lower import lower
 from metaformer_export.export.precision import convert
-from metaformer_export.export.serialize import ModelFile, serialize
+from metaformer_export.export.serialize import serialize
 from metaformer_export.export.trace import BFLOAT16_OPSET, trace
 from metaformer_export.models.loading import load_model
 from metaformer_export.options import CalibrationOptions, ExportOptions
@@ -93,7 +93,7 @@ def measure(trained: Trained, folder: Path, calibration: CalibrationOptions) -> 
     ways = {"eager": partial(eager.run, loaded.module)}
     ways |= _files(loaded.module, lower(trace(loaded.module, loaded.spec), "portable"), shown, calibration)
     with tempfile.TemporaryDirectory() as temporary:
-        naive = _naive(loaded.module, shown, Path(temporary))
+        naive = naively_quantised(loaded.module, shown, Path(temporary))
         ways[NAIVE] = open_session(naive, threads=available_threads(), literal=True)
         for way, run in ways.items():
             found = _evaluated(run, tested, ways["eager"])
@@ -130,7 +130,7 @@ class _Reader(CalibrationDataReader):  # type: ignore[misc]
         return next(self.batches, None)
 
 
-def _naive(model: nn.Module, shown: Dataset, folder: Path) -> ModelFile | Path:
+def naively_quantised(model: nn.Module, shown: Dataset, folder: Path) -> Path:
     """What one would do without this tool."""
     images, _ = next(shown.batches(2))
     plain, out = folder / "torch.onnx", folder / "naive.onnx"
