@@ -32,6 +32,8 @@ bench: $(VENV)/.bench  ## every figure of docs/performance.md, hours on a quiet 
 	$(BIN)/python benchmarks/scaling.py --out $(FIGURES)/scaling.json
 	$(BIN)/python benchmarks/export_time.py --out $(FIGURES)/export_time.json
 	$(BIN)/python benchmarks/export_time.py --option --target --option onnx --out $(FIGURES)/export_time_onnx.json
+	$(BIN)/python benchmarks/accuracy.py --out $(FIGURES)/accuracy.json
+	$(BIN)/python benchmarks/quantised.py --out $(FIGURES)/quantised.json
 	$(BIN)/python benchmarks/document.py
 	$(BIN)/python benchmarks/mixer_ops.py
 

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """What each precision costs in accuracy, on the small trained model of each family.
 
-    python benchmarks/accuracy.py --out docs/accuracy.json
+    python benchmarks/accuracy.py --out docs/performance/accuracy.json
 
 The models of tests/trained_models.py, trained on scikit-learn's handwritten digits, on all test images: eager, the
 float32 file, the float16 and bfloat16 graphs with every tensor rounded, and both INT8 graphs as `--int8` makes them by
-default: model.onnx as ONNX Runtime runs it on this processor, model.tensorrt.onnx in float arithmetic
-between its Q/DQ pairs, every other tensor rounded to float16. Beside them what onnxruntime's quantize_static makes of
-torch's own export with the same images (minimum and maximum, one scale for each weight, all Conv, MatMul and Gemm), in
-float arithmetic between its pairs, so that no overflow of this processor is held against it.
+default: model.onnx as ONNX Runtime runs it on this processor, model.tensorrt.onnx in float arithmetic between its Q/DQ
+pairs, every other tensor rounded to float16. Beside them what onnxruntime's quantize_static makes of torch's own export
+with the same images (minimum and maximum, one scale for each weight, all Conv, MatMul and Gemm): as it runs on this
+processor, whose sums of eight-bit products may overflow, and in float arithmetic between its pairs, without that.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ from metaformer_export.runtime.saturation import weight_bits
 from metaformer_export.runtime.threads import available_threads
 
 Run = Callable[[NDArray[np.float32]], list[NDArray[np.float32]]]
-NAIVE = "naive INT8"
-WAYS = ("eager", "FP32", "FP16", "BF16", "INT8 CPU", "INT8 TensorRT", NAIVE)
+NAIVE, NAIVE_EXACT = "naive INT8", "naive INT8, exact sums"
+WAYS = ("eager", "FP32", "FP16", "BF16", "INT8 CPU", NAIVE, "INT8 TensorRT", NAIVE_EXACT)
 _BATCH = 32
 
 
@@ -94,7 +94,8 @@ def measure(trained: Trained, folder: Path, calibration: CalibrationOptions) -> 
     ways |= _files(loaded.module, lower(trace(loaded.module, loaded.spec), "portable"), shown, calibration)
     with tempfile.TemporaryDirectory() as temporary:
         naive = naively_quantised(loaded.module, shown, Path(temporary))
-        ways[NAIVE] = open_session(naive, threads=available_threads(), literal=True)
+        ways[NAIVE] = open_session(naive, threads=available_threads())
+        ways[NAIVE_EXACT] = open_session(naive, threads=available_threads(), literal=True)
         for way, run in ways.items():
             found = _evaluated(run, tested, ways["eager"])
             if found.top1 is None or found.agreement is None or found.rms_rel is None:
@@ -155,7 +156,8 @@ def markdown(report: Mapping[str, Any]) -> str:
     """Top-1 of each model in each way, and how far it is from eager."""
     cells = {(row["model"], row["way"]): row for row in report["rows"]}
     models = list(dict.fromkeys(row["model"] for row in report["rows"]))
-    lines = ["| model | " + " | ".join(WAYS) + " |", "|---|" + "--:|" * len(WAYS)]
+    lines = [f"{report['date']}, {report['machine']}, {report['weight_bits']} bits of weights", ""]
+    lines += ["| model | " + " | ".join(WAYS) + " |", "|---|" + "--:|" * len(WAYS)]
     for model in models:
         texts = [f"{cells[model, 'eager']['top1']:.2f} %"]
         texts += [

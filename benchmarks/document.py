@@ -16,16 +16,18 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import accuracy
 import click
 import export_time
 import passes
 import portable
+import quantised
 import scaling
 import summary
 
 ROOT = Path(__file__).parent.parent
 FIGURES = ROOT / "docs" / "performance"
-DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "performance.md")
+DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "performance.md", ROOT / "docs" / "int8.md")
 _MARKED = re.compile(r"(<!-- begin (\w+) -->\n)(.*?)(<!-- end \2 -->)", re.DOTALL)
 
 Saved = Mapping[str, Any]
@@ -51,6 +53,8 @@ TABLES: Mapping[str, tuple[str, Callable[[Saved], str]]] = {
     "passes": ("passes.json", _passes),
     "scaling": ("scaling.json", _scaling),
     "export_time": ("export_time.json", _export_time),
+    "accuracy": ("accuracy.json", accuracy.markdown),
+    "quantised": ("quantised.json", quantised.markdown),
     "export_time_onnx": ("export_time_onnx.json", _export_time),
 }
 """Name of a table: the figures that it shows, and how."""
