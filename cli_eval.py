@@ -17,6 +17,7 @@ from .errors import InputError
 if TYPE_CHECKING:
     from .calibration.dataset import Dataset
     from .runtime.evaluate import Evaluation
+    from .runtime.session import Session
 
 _RUNTIMES = ("auto", "onnxruntime", "openvino")
 
@@ -32,6 +33,11 @@ _RUNTIMES = ("auto", "onnxruntime", "openvino")
 )
 @click.option("--checkpoint", type=click.Path(path_type=Path), metavar="FILE", help="The exported weights, to compare.")
 @click.option("--runtime", type=click.Choice(_RUNTIMES), default="auto", show_default=True, help="What runs the model.")
+@click.option(
+    "--file",
+    metavar="NAME",
+    help="Another graph of the folder, in ONNX Runtime; model.tensorrt.onnx in float between its Q/DQ pairs.",
+)
 @click.option("--batch-size", type=click.IntRange(1, 1024), default=8, show_default=True, metavar="N")
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="Take N images, drawn by the seed. [default: all]")
 @click.option("--seed", type=int, default=0, show_default=True, metavar="N")
@@ -42,6 +48,7 @@ def eval_command(
     data: Path,
     checkpoint: Path | None,
     runtime: Any,
+    file: str | None,
     batch_size: int,
     limit: int | None,
     seed: int,
@@ -64,7 +71,7 @@ def eval_command(
     spec = read_spec(folder)
     if spec.features:
         raise InputError(f"{folder} holds a model that returns stage maps; only classifiers can be evaluated.")
-    session = load_engine(folder, runtime=runtime)
+    session = load_engine(folder, runtime=runtime) if file is None else _other(folder, file, runtime)
     model = eager_model(spec, checkpoint)
     progress = ConsoleProgress()
     with progress.count("read", limit) as told:
@@ -94,6 +101,24 @@ def eval_command(
     if model is None:
         click.echo(f"note: --checkpoint FILE ({spec.weights}) compares with eager PyTorch as well.", err=True)
     return 0
+
+
+def _other(folder: Path, file: str, runtime: str) -> Session:
+    """A graph of the folder that is not the one to be chosen."""
+    from .quantizing import FOR_TENSORRT
+    from .runtime import onnxruntime
+    from .runtime.threads import available_threads
+
+    path = folder / file
+    if runtime == "openvino":
+        raise InputError("--file is run in ONNX Runtime; leave out --runtime.")
+    if not path.is_file():
+        graphs = ", ".join(sorted(each.name for each in folder.glob("*.onnx")))
+        raise InputError(f"{path} does not exist; {folder} holds {graphs}.")
+    try:
+        return onnxruntime.open_session(path, threads=available_threads(), literal=file == FOR_TENSORRT)
+    except onnxruntime.LOAD_ERRORS as error:
+        raise InputError(f"{path} cannot be run by ONNX Runtime on the CPU: {str(error).splitlines()[0]}") from error
 
 
 def _facts(dataset: Dataset) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from .runtime.observe import largest_magnitudes
 from .runtime.saturation import weight_bits
 from .runtime.threads import available_threads
 
-DELIVERED = "model.onnx"
+DELIVERED, FOR_TENSORRT = "model.onnx", "model.tensorrt.onnx"
 ON_CPU: Mapping[Target, QuantizedFor] = {"auto": "cpu", "onnx": "onnxruntime", "openvino": "openvino"}
 
 
@@ -29,5 +29,5 @@ def quantized_graphs(
     peaks = largest_magnitudes(lowered, images.batch, available_threads())
     return {
         DELIVERED: quantize(lowered, ranges, ON_CPU[target], keep=keep, weight_bits=weight_bits()),
-        "model.tensorrt.onnx": quantize(lowered, ranges, "tensorrt", keep=keep, max_abs=peaks),
+        FOR_TENSORRT: quantize(lowered, ranges, "tensorrt", keep=keep, max_abs=peaks),
     }

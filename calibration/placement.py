@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-Kind = Literal["linear", "convolution", "stem", "depthwise", "lone depthwise", "product", "head"]
-"""What multiplies: a 1x1 convolution or linear layer, a dense convolution, the one that reads the image, a filter for
-each channel or group that reads a convolution's result or something else, two computed matrices (attention), the
-classifier.
+Kind = Literal["linear", "matmul", "convolution", "stem", "depthwise", "lone depthwise", "product", "head"]
+"""What multiplies: a linear layer as a 1x1 convolution or as MatMul, a dense convolution, the one that reads the image,
+a filter for each channel or group that reads a convolution's result or something else, two computed matrices
+(attention), the classifier.
 """
 KINDS: tuple[Kind, ...] = get_args(Kind)
 QuantizedFor = Literal["cpu", "onnxruntime", "openvino", "tensorrt"]
@@ -48,6 +48,7 @@ class Placement:
 
 _COMMON: Mapping[Kind, Rule] = {
     "linear": Rule(True, "most of the arithmetic; its errors average out over the channels that are summed"),
+    "matmul": Rule(True, "much of the arithmetic; its errors average out over the channels that are summed"),
     "convolution": Rule(True, "much arithmetic; its errors average out over the values that are summed"),
     "stem": Rule(True, "an image has eight bits to begin with"),
     "head": Rule(True, "its inputs are means over the image, which keeps their errors small"),
@@ -73,7 +74,12 @@ PLACEMENTS: Mapping[QuantizedFor, Placement] = {
         symmetric=False,
     ),
     # OpenVINO needs no eight-bit results: without, HorNet takes 48.1 ms instead of 51.7, PoolFormer 16.9, not 20
-    "openvino": Placement(_ON_CPU, outputs=frozenset(), residuals=False, symmetric=False),
+    "openvino": Placement(
+        {**_ON_CPU, "matmul": Rule(False, "OpenVINO 2026.4 cannot load it in eight bits (BOAT)")},
+        outputs=frozenset(),
+        residuals=False,
+        symmetric=False,
+    ),
     "tensorrt": Placement(
         {
             **_COMMON,

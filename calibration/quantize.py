@@ -143,7 +143,7 @@ def _multiplying(model: ir.Model) -> Iterator[tuple[ir.Node, Kind]]:
         elif node is head:
             yield node, "head"
         elif node.op_type != "Conv":
-            yield node, "linear"
+            yield node, "matmul" if node.op_type == "MatMul" else "linear"
         elif attribute(node, "group", 1) > 1:
             yield node, "lone depthwise" if producer(node.inputs[0], "Conv") is None else "depthwise"
         elif node.inputs[0] in images:

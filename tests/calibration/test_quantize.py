@@ -221,4 +221,4 @@ def test_a_missing_range_is_an_error_with_a_way_out(case: Case) -> None:
     name = next(iter(ranges))
     del ranges[name]
     with pytest.raises(CalibrationError, match=f"no range for {name}.*--calib-data"):
-        quantize(case.lowered, ranges, "cpu")
+        quantize(case.lowered, ranges, "tensorrt")
