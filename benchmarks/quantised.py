@@ -27,6 +27,7 @@ import numpy as np
 from accuracy import naively_quantised
 from numpy.typing import NDArray
 from PIL import Image
+from saved import rows_of_others
 
 from metaformer_export.artifacts import Lowered, Target
 from metaformer_export.calibrating import calibrated
@@ -192,16 +193,20 @@ def _error(row: Mapping[str, Any]) -> str:
 @click.command()
 @click.argument("models", nargs=-1)
 @click.option("--seconds", type=float, default=45.0, show_default=True, help="Of timing, for each model.")
+@click.option("--add", is_flag=True, help="Keep what --out has of other models, if of today and of this setup.")
 @click.option("--out", type=click.Path(path_type=Path), help="JSON.")
-def main(models: tuple[str, ...], seconds: float, out: Path | None) -> None:
+def main(models: tuple[str, ...], seconds: float, add: bool, out: Path | None) -> None:
     """Time MODELS (seven, one of each family, if none is named) in float32 and in INT8."""
     report = Report(
         datetime.now(UTC).date().isoformat(), bench.machine(), available_threads(), weight_bits(), versions()
     )
+    if add and out is not None:
+        report.rows += [Row(**row) for row in rows_of_others(out, report, models or MODELS)]
     for model in models or MODELS:
         report.rows += measure(model, seconds)
         rows = [asdict(row) for row in report.rows if row.model == model]
         click.echo(markdown({**asdict(report), "rows": rows}), err=True)
+        report.rows.sort(key=lambda row: MODELS.index(row.model) if row.model in MODELS else len(MODELS))
         if out is not None:
             out.write_text(json.dumps(asdict(report), indent=2) + "\n", encoding="utf-8")
     click.echo(markdown(asdict(report)))
