@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""docs/int8.md shows what each precision costs on the trained models, and each row can be made again (make test-all)."""
+"""docs/int8.md shows what each precision costs on trained models; each row can be made again (make test-all)."""
 
 from __future__ import annotations
 
