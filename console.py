@@ -20,8 +20,8 @@ _LONG_STEP_S = 2.0
 class ConsoleProgress:
     """A spinner with the elapsed time on a terminal, a plain line for each finished stage otherwise."""
 
-    def __init__(self) -> None:
-        self.console = Console(stderr=True, highlight=False)
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(stderr=True, highlight=False)
         self._spinner: Progress | None = None
 
     @contextlib.contextmanager

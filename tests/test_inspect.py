@@ -127,8 +127,9 @@ def test_help_shows_the_command(monkeypatch, capsys) -> None:
     assert main(["--help"]) == 0
     commands = capsys.readouterr().out.partition("\nCommands:\n")[2].splitlines()
     assert commands == [
-        "  eval     Measure the accuracy of an exported model.",
-        "  inspect  Say what a checkpoint is.",
+        "  calibrate  Find ranges, costly modules and a precision plan.",
+        "  eval       Measure the accuracy of an exported model.",
+        "  inspect    Say what a checkpoint is.",
     ]
     assert main(["inspect", "--help"]) == 0
     text = capsys.readouterr().out

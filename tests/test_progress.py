@@ -9,18 +9,19 @@ import time
 import pytest
 from rich.console import Console
 
-from metaformer_export import cli
+from metaformer_export import console as shown
+from metaformer_export.console import ConsoleProgress
 from metaformer_export.progress import Silent
 
 
 @pytest.fixture
 def console(monkeypatch: pytest.MonkeyPatch) -> Console:
-    monkeypatch.setattr(cli, "_LONG_STEP_S", 0.05)
+    monkeypatch.setattr(shown, "_LONG_STEP_S", 0.05)
     return Console(file=io.StringIO(), width=200)
 
 
 def test_only_long_steps_have_lines_before_that_of_their_stage(console: Console) -> None:
-    progress = cli._ConsoleProgress(console)
+    progress = ConsoleProgress(console)
     with progress.stage("parity") as done:
         with progress.step("eager"):
             time.sleep(0.1)
@@ -37,7 +38,7 @@ def test_only_long_steps_have_lines_before_that_of_their_stage(console: Console)
 
 
 def test_a_step_that_fails_says_nothing_and_hides_nothing(console: Console) -> None:
-    for progress in (cli._ConsoleProgress(console), Silent()):
+    for progress in (ConsoleProgress(console), Silent()):
         with pytest.raises(ValueError, match="why"), progress.step("eager"):
             raise ValueError("why")
     assert isinstance(console.file, io.StringIO)

@@ -38,7 +38,7 @@ def test_every_name_means_one_variant() -> None:
 @pytest.mark.parametrize(
     ("name", "value", "known"),
     [
-        ("precision", "fp61", "fp32, fp16 or bf16"),
+        ("precision", "fp61", "fp32, fp16, bf16 or int8"),
         ("target", "gpu", "auto, onnx or openvino"),
         ("io", "bf16", "fp32 or fp16"),
     ],
