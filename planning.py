@@ -18,12 +18,14 @@ from .calibration.dataset import Dataset
 from .calibration.plan import PrecisionPlan
 from .calibration.quantize import Ranges, quantize
 from .calibration.switches import switched, switched_to_half
+from .calibration.whole import write_whole
 from .errors import ImageError, InputError
 from .export.lower import lower
 from .export.serialize import apart
 from .export.trace import DEFAULT_OPSET, trace
 from .models.loading import load_model
 from .options import ExportOptions
+from .output import writing
 from .progress import Progress
 from .quantizing import ON_CPU
 from .request import model_name
@@ -77,7 +79,7 @@ class Sensitivity:
         """As JSON."""
         content: dict[str, Any] = asdict(self)
         content["modules"] = [{"module": module, **asdict(cost)} for module, cost in self.modules]
-        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        write_whole(path, json.dumps(content, indent=2) + "\n")
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,8 @@ def run_calibration(
     with progress.stage("lower") as done:
         lowered = lower(trace(loaded.module, loaded.spec, options.opset or DEFAULT_OPSET), "portable")
         done(f"{lowered.model.graph.num_nodes()} nodes")
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     ranges: Ranges | None = None
     if options.precision == "int8":
         lowered, calibration = calibrated(lowered, dataset, options, folder / CALIBRATION, progress)

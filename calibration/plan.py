@@ -10,10 +10,10 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 from ..artifacts import Precision
 from ..errors import CalibrationError
+from .whole import write_whole
 
 FORMAT = 1
 _PLANNED: tuple[Precision, ...] = ("int8", "fp16")
@@ -45,12 +45,7 @@ class PrecisionPlan:
         ]
         for module, reason in self.keep.items():
             lines += ["", "[[keep]]", f"module = {json.dumps(module)}", f"reason = {json.dumps(reason)}"]
-        beside = path.with_name(f".{path.name}.{uuid4().hex}")
-        try:
-            beside.write_text("\n".join(lines) + "\n", encoding="utf-8")
-            beside.replace(path)
-        finally:
-            beside.unlink(missing_ok=True)
+        write_whole(path, "\n".join(lines) + "\n")
 
 
 def read_plan(path: Path) -> PrecisionPlan:

@@ -10,13 +10,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 from numpy.typing import NDArray
 
 from ..artifacts import Method
 from ..errors import InputError
 from .thresholds import METHODS
+from .whole import write_whole
 
 FORMAT = 1
 _TITLES = {
@@ -68,14 +68,9 @@ class Calibration:
 
     def write(self, path: Path) -> None:
         """As JSON, whole or not at all."""
-        beside = path.with_name(f".{path.name}.{uuid4().hex}")
-        try:
-            content = {"format": FORMAT, **asdict(self)}
-            content["equalized"] = {name: " ".join(map(str, powers)) for name, powers in self.equalized.items()}
-            beside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-            beside.replace(path)
-        finally:
-            beside.unlink(missing_ok=True)
+        content = {"format": FORMAT, **asdict(self)}
+        content["equalized"] = {name: " ".join(map(str, powers)) for name, powers in self.equalized.items()}
+        write_whole(path, json.dumps(content, indent=2) + "\n")
 
 
 def key_of(
