@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from .kernel import Kernel
+
 DOMAIN = "metaformer"
 VERSION = 1
 
@@ -24,6 +26,7 @@ class MixerOp:
             None where passes of the operator's own do that.
         float32: why it stays in float32 in a low-precision graph; "" if it need not.
         float32_inputs: whether the layers that make its inputs stay with it.
+        kernel: for GPUs, which TensorRT runs as a plugin.
     """
 
     op_type: str
@@ -32,3 +35,4 @@ class MixerOp:
     portable: Callable[[ir.Node], ir.Value] | None = None
     float32: str = ""
     float32_inputs: bool = False
+    kernel: Kernel | None = None

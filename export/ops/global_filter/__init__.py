@@ -4,10 +4,12 @@
 from ..mixer_op import MixerOp
 from .function import function
 from .op import OP_TYPE
+from .plugin import KERNEL
 
 OP = MixerOp(
     op_type=OP_TYPE,
     attributes=("height", "width"),
     function=function,
     float32="an FFT sums a whole map; its coefficients lose accuracy and overflow in 16 bits",
+    kernel=KERNEL,
 )

@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compile a mixer op's kernel for a GPU architecture, without a GPU.
+
+Source: Triton's triton.compile with an explicit target; the PTX calling convention of TensorRT's
+ahead-of-time plugins (pointers of the inputs, scalars, pointers of the outputs).
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...errors import LoweringError, MissingDependencyError
+from .kernel import Attributes, Kernel, Launch, Shapes
+
+ARCHITECTURES = (80, 86, 89, 90, 100)
+"""Compute capabilities, times ten: A100, A10 and RTX 30, L4 and RTX 40, H100 and H200, B200."""
+_WARP = 32
+_PTX_VERSIONS = {80: 80, 100: 87}
+"""PTX version, times ten, from an architecture on: the oldest that has it, so that older drivers load it."""
+_ALIGNMENT = 16
+"""Bytes; TensorRT and PyTorch align every tensor to 256."""
+_PARAMETERS = re.compile(r"\.visible \.entry \w+\((?P<list>[^)]*)\)", re.DOTALL)
+_PARAMETER = re.compile(r"\.param \.(?P<type>\w+)")
+_USED = re.compile(r"Used (?P<registers>\d+) registers")
+_SPILLED = re.compile(r"(?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill loads")
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A kernel as PTX.
+
+    Attributes:
+        parameters: PTX types in order, "u64" for a pointer and "u32" for the batch.
+        threads: of one program.
+        shared_memory: bytes of one program.
+    """
+
+    name: str
+    ptx: str
+    architecture: int
+    parameters: tuple[str, ...]
+    threads: int
+    shared_memory: int
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What ptxas says a kernel needs of the GPU; spills in bytes of a thread."""
+
+    registers: int
+    spill_stores: int
+    spill_loads: int
+
+
+def compile_kernel(
+    kernel: Kernel, shapes: Shapes, attributes: Attributes, dtype: str, architecture: int
+) -> tuple[Compiled, Launch]:
+    """The kernel for inputs of those sizes.
+
+    Args:
+        dtype: what "float" tensors are: "fp32", "fp16" or "bf16".
+        architecture: compute capability times ten.
+
+    Raises:
+        MissingDependencyError: Triton is not installed.
+        LoweringError: the kernel needs scratch memory, which TensorRT does not give it.
+    """
+    try:
+        import triton
+        from triton.backends.compiler import GPUTarget
+        from triton.compiler import ASTSource
+    except ImportError as error:
+        raise MissingDependencyError('Triton is not installed; pip install "metaformer-export[tensorrt]".') from error
+    launch, function = kernel.launch(shapes, attributes), kernel.load()
+    source = ASTSource(function, _signature(kernel, function, launch, dtype), dict(launch.constants), _aligned(kernel))
+    version = _PTX_VERSIONS[max(first for first in _PTX_VERSIONS if first <= architecture)]
+    options = {"num_warps": launch.warps, "ptx_version": version}
+    made = triton.compile(source, target=GPUTarget("cuda", architecture, _WARP), options=options)
+    scratch = {name: getattr(made.metadata, f"{name}_scratch_size", 0) for name in ("global", "profile")}
+    if any(scratch.values()):
+        raise LoweringError(f"{made.metadata.name} needs scratch memory ({scratch}), which TensorRT does not give it.")
+    ptx = without_scratch(made.asm["ptx"], len(kernel.inputs) + 2)
+    compiled = Compiled(
+        made.metadata.name, ptx, architecture, parameters(ptx), launch.warps * _WARP, made.metadata.shared
+    )
+    return compiled, launch
+
+
+def parameters(ptx: str) -> tuple[str, ...]:
+    """PTX types of a kernel's parameters."""
+    found = _PARAMETERS.search(ptx)
+    return () if found is None else tuple(_PARAMETER.findall(found["list"]))
+
+
+def without_scratch(ptx: str, count: int) -> str:
+    """PTX with its first `count` parameters only: Triton adds pointers to scratch memory, which nobody passes.
+
+    Raises:
+        LoweringError: the kernel reads one of the others.
+    """
+    found = _PARAMETERS.search(ptx)
+    if found is None:
+        raise LoweringError("the PTX has no kernel")
+    kept = found["list"].split(",")
+    kept, dropped = kept[:count], kept[count:]
+    start, end = found.span("list")
+    rest = ptx[:start] + ",".join(kept) + "\n" + ptx[end:]
+    for each in dropped:
+        name = re.findall(r"\w+_param_\d+", each)[0]
+        if re.search(rf"\b{name}\b", rest):
+            raise LoweringError(f"the kernel reads {name}, which TensorRT does not pass")
+    return rest
+
+
+def resources(compiled: Compiled) -> Resources:
+    """Registers and spills, by the ptxas that comes with Triton."""
+    with tempfile.TemporaryDirectory() as folder:
+        ptx = Path(folder, "kernel.ptx")
+        ptx.write_text(compiled.ptx, encoding="utf-8")
+        target = re.findall(r"\.target (\w+)", compiled.ptx)[0]
+        command = [
+            str(_ptxas(compiled.architecture)),
+            "-v",
+            f"--gpu-name={target}",
+            str(ptx),
+            "-o",
+            str(ptx) + ".cubin",
+        ]
+        said = subprocess.run(command, capture_output=True, text=True, check=False)
+    used, spilled = _USED.search(said.stderr), _SPILLED.search(said.stderr)
+    if said.returncode or used is None or spilled is None:
+        raise LoweringError(
+            f"ptxas refuses {compiled.name} for sm_{compiled.architecture}: {said.stderr.strip()[:300]}"
+        )
+    return Resources(int(used["registers"]), int(spilled["stores"]), int(spilled["loads"]))
+
+
+def _ptxas(architecture: int) -> Path:
+    import triton
+
+    folder = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+    newer = folder / "ptxas-blackwell"
+    return newer if architecture >= max(_PTX_VERSIONS) and newer.exists() else folder / "ptxas"
+
+
+def _signature(kernel: Kernel, function: Any, launch: Launch, dtype: str) -> dict[str, str]:
+    """Triton's type of every argument of the kernel, in their order."""
+    types = [f"*{dtype if each == 'float' else each}" for each in (*kernel.inputs.values(), kernel.output)]
+    types.insert(len(kernel.inputs), "i32")
+    names = list(function.arg_names)
+    return dict(zip(names, types, strict=False)) | dict.fromkeys(launch.constants, "constexpr")
+
+
+def _aligned(kernel: Kernel) -> dict[tuple[int], list[list[str | int]]]:
+    """Pointers are multiples of 16, so that loads are wide."""
+    pointers = [*range(len(kernel.inputs)), len(kernel.inputs) + 1]
+    return {(index,): [["tt.divisibility", _ALIGNMENT]] for index in pointers}

@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Register the mixer ops' kernels as TensorRT quick-deploy plugins, from their data.
+
+Ahead of time where TensorRT can (10.9 and later): the engine then holds the PTX and needs neither Python nor
+Triton to run. Source: tensorrt.plugin's register, autotune, impl and aot_impl, which read the signatures of
+what they are given; a plugin's signature is made here from its `Kernel`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ...errors import InputError
+from .compiling import compile_kernel
+from .kernel import FLOATS, Attributes, Kernel, Shapes, Type
+from .mixer_op import DOMAIN, MixerOp
+
+_TENSORRT_TYPES: dict[Type, str] = {
+    "float": "|".join(name.upper() for name in FLOATS),
+    "fp32": "FP32",
+    "i64": "INT64",
+}
+"""What an autotune combination calls the types; those joined by | change together."""
+
+
+@dataclass(frozen=True)
+class _Plugin:
+    """The functions that tensorrt.plugin wants of one mixer op."""
+
+    name: str
+    kernel: Kernel
+    architecture: int
+
+    def describe(self, *given: Any, **attributes: Any) -> Any:
+        """The output's type and size, from descriptions of the inputs; sizes may be symbols."""
+        import tensorrt as trt
+        import tensorrt.plugin as trtp
+
+        inputs = dict(zip(self.kernel.inputs, given, strict=False))
+        attributes |= dict(zip(self.kernel.attributes, given[len(inputs) :], strict=False))
+        shapes = {name: each.shape_expr for name, each in inputs.items()}
+        size = self.kernel.output_shape(shapes, attributes)
+        dtype = given[0].dtype if self.kernel.output == "float" else trt.DataType.INT64
+        return trtp.from_shape_expr(tuple(size), dtype)
+
+    def autotune(self, *given: Any) -> Any:
+        """The types it takes, all in the usual layout."""
+        import tensorrt.plugin as trtp
+
+        types = [_TENSORRT_TYPES[each] for each in (*self.kernel.inputs.values(), self.kernel.output)]
+        return [trtp.AutoTuneCombination(", ".join(types), "LINEAR")]
+
+    def ahead_of_time(self, *given: Any) -> Any:
+        """Name, PTX, launch and the batch, for the inputs' types and sizes."""
+        import tensorrt.plugin as trtp
+
+        tensors, attributes = self._split(given)
+        shapes = {name: _sizes(each.shape_expr) for name, each in zip(self.kernel.inputs, tensors, strict=True)}
+        self._check(shapes, attributes)
+        compiled, launch = compile_kernel(
+            self.kernel, shapes, attributes, _dtype(self.kernel, tensors), self.architecture
+        )
+        batch = tensors[0].shape_expr[0]
+        params = trtp.KernelLaunchParams()
+        params.grid_x = trtp.cdiv(batch, launch.images)
+        params.grid_y, params.grid_z = launch.programs
+        params.block_x = compiled.threads
+        params.shared_mem = compiled.shared_memory
+        scalars = trtp.SymIntExprs(1)
+        scalars[0] = trtp.SymInt32(batch)
+        return compiled.name, compiled.ptx, params, scalars
+
+    def just_in_time(self, *given: Any, stream: int) -> None:
+        """Run Triton's own launch in TensorRT's stream."""
+        import torch
+
+        tensors, attributes = self._split(given)
+        shapes = {name: tuple(each.shape) for name, each in zip(self.kernel.inputs, tensors, strict=True)}
+        self._check(shapes, attributes)
+        launch, batch = self.kernel.launch(shapes, attributes), tensors[0].shape[0]
+        grid = (-(-batch // launch.images), *launch.programs)
+        outputs = given[len(self.kernel.inputs) + len(self.kernel.attributes)]
+        pointers = [_Pointer(each.data_ptr, _torch_type(each.dtype)) for each in (*tensors, outputs[0])]
+        with torch.cuda.stream(torch.cuda.ExternalStream(stream)):  # type: ignore[no-untyped-call]
+            kernel = self.kernel.load()[grid]
+            kernel(*pointers[:-1], batch, pointers[-1], **launch.constants, num_warps=launch.warps)
+
+    def _split(self, given: Sequence[Any]) -> tuple[Sequence[Any], Attributes]:
+        """Input tensors, and attributes by name."""
+        count = len(self.kernel.inputs)
+        return given[:count], dict(zip(self.kernel.attributes, given[count:], strict=False))
+
+    def _check(self, shapes: Shapes, attributes: Attributes) -> None:
+        if refusal := self.kernel.refusal(shapes, attributes):
+            raise InputError(f"{refusal}; --lowering {self.name}=portable goes around it.")
+
+
+@dataclass(frozen=True)
+class _Pointer:
+    """A tensor of TensorRT's as Triton's launcher wants it; an array interface has no bfloat16."""
+
+    address: int
+    dtype: Any
+
+    def data_ptr(self) -> int:
+        return self.address
+
+
+def register(op: MixerOp, architecture: int, *, lazy: bool = False) -> None:
+    """Make one mixer op known to TensorRT's parser, under the namespace of our domain.
+
+    Args:
+        architecture: compute capability, times ten, of the GPU that the engine is for.
+        lazy: leave TensorRT's registry alone until a plugin is made; where there is no registry.
+
+    Raises:
+        InputError: the op has no kernel.
+    """
+    import tensorrt as trt
+    import tensorrt.plugin as trtp
+
+    if op.kernel is None:
+        raise InputError(f"{op.op_type} has no kernel to register.")
+    plugin, kernel = _Plugin(op.op_type, op.kernel, architecture), op.kernel
+    plugin_id = f"{DOMAIN}::{op.op_type}"
+    inputs = dict.fromkeys(kernel.inputs, trtp.TensorDesc)
+    outputs = {"outputs": tuple[trtp.TensorDesc]}
+    trtp.register(plugin_id, lazy_register=lazy)(
+        _signed(plugin.describe, {**inputs, **kernel.attributes}, trtp.TensorDesc)
+    )
+    trtp.autotune(plugin_id)(
+        _signed(plugin.autotune, {**inputs, **kernel.attributes, **outputs}, list[trtp.AutoTuneCombination])
+    )
+    tensors = dict.fromkeys(kernel.inputs, trtp.Tensor)
+    run = {**tensors, **kernel.attributes, "outputs": tuple[trtp.Tensor], "stream": int}
+    trtp.impl(plugin_id)(_signed(plugin.just_in_time, run, None))
+    if hasattr(trt, "QuickPluginCreationRequest"):
+        made = tuple[str | bytes, str | bytes, trtp.KernelLaunchParams, trtp.SymIntExprs]
+        compiled = {**inputs, **kernel.attributes, **outputs, "tactic": int}
+        trtp.aot_impl(plugin_id)(_signed(plugin.ahead_of_time, compiled, made))
+
+
+def _signed(function: Callable[..., Any], annotations: dict[str, Any], returns: Any) -> Callable[..., Any]:
+    """The function under a signature of named and annotated arguments."""
+
+    def signed(*given: Any, **named: Any) -> Any:
+        return function(*given, **named)
+
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    arguments = [inspect.Parameter(name, kind, annotation=each) for name, each in annotations.items()]
+    signed.__signature__ = inspect.Signature(arguments, return_annotation=returns)  # type: ignore[attr-defined]
+    return signed
+
+
+def _sizes(expressions: Sequence[Any]) -> tuple[int, ...]:
+    """Numbers of a symbolic size; -1 where it is not fixed, which only the batch may be."""
+    return tuple(each.constant_value() if each.is_constant else -1 for each in expressions)
+
+
+def _dtype(kernel: Kernel, tensors: Sequence[Any]) -> str:
+    """What "float" is in these inputs, in Triton's names."""
+    import tensorrt as trt
+
+    names = {trt.DataType.FLOAT: "fp32", trt.DataType.HALF: "fp16", trt.DataType.BF16: "bf16"}
+    index = list(kernel.inputs.values()).index("float")
+    return names[tensors[index].dtype]
+
+
+def _torch_type(dtype: Any) -> Any:
+    import tensorrt as trt
+    import torch
+
+    types = {
+        trt.DataType.FLOAT: torch.float32,
+        trt.DataType.HALF: torch.float16,
+        trt.DataType.BF16: torch.bfloat16,
+        trt.DataType.INT64: torch.int64,
+    }
+    return types[dtype]
