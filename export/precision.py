@@ -31,6 +31,7 @@ FLOAT32_INPUTS = {("Resize", 2)}
 """Operator and input that ONNX has in float32 whatever the type of the data: Resize's scales."""
 
 _FLOAT = ir.DataType.FLOAT
+_NAMES = {_FLOAT: "fp32", ir.DataType.FLOAT16: "fp16", ir.DataType.BFLOAT16: "bf16"}
 _LOW_DATA_TYPES = tuple(data_type for data_type, *_ in LOW_TYPES.values())
 
 
@@ -99,7 +100,7 @@ def _islands(
     wide = {name for name, value in max_abs.items() if not value * HEADROOM <= largest}
     for node in graph:
         mixer = _mixer(node)
-        if mixer is not None and mixer.float32:
+        if mixer is not None and mixer.float32 and not _float32_inside(node, mixer):
             reasons[node] = f"{mixer.op_type}: {mixer.float32}"
         elif (made := next((v for v in node.outputs if v.name in wide), None)) is not None:
             reasons[node] = f"its output reaches {max_abs[str(made.name)]:.3g} on the sample batch"
@@ -117,6 +118,18 @@ def _islands(
 def _mixer(node: ir.Node) -> MixerOp | None:
     """The mixer op that a node is, or was expanded from."""
     return find(node.op_type if node.domain == DOMAIN else node.metadata_props.get(MIXER_OP, ""))
+
+
+def _float32_inside(node: ir.Node, mixer: MixerOp) -> bool:
+    return node.domain == DOMAIN and mixer.float32_inside
+
+
+def _float32_input(node: ir.Node, index: int) -> bool:
+    """Whether an input is in float32 whatever the type of the data."""
+    mixer = find(node.op_type) if node.domain == DOMAIN else None
+    if mixer is not None and mixer.kernel is not None:
+        return list(mixer.kernel.inputs.values())[index] == "fp32"
+    return (node.op_type, index) in FLOAT32_INPUTS
 
 
 def _keep_inputs(graph: ir.Graph, reasons: dict[ir.Node, str]) -> None:
@@ -187,7 +200,7 @@ def _cast(graph: ir.Graph, islands: set[ir.Node], low: ir.DataType, dtype: DType
         for index, source in enumerate(node.inputs):
             if source is None or source not in floats or source.dtype == wanted:
                 continue
-            if (node.op_type, index) in FLOAT32_INPUTS:
+            if _float32_input(node, index):
                 continue
             if (source, wanted) not in casts:
                 make = partial(_low_weight, dtype=dtype) if source in weights else partial(_cast_before, to=wanted)
@@ -256,14 +269,21 @@ def _kept(reasons: Mapping[ir.Node, str]) -> tuple[KeptLayer, ...]:
 
 
 def count_layers(graph: ir.Graph) -> dict[str, dict[str, int]]:
-    """Nodes with arithmetic, by the type they compute in, for each group of modules ("stages.2"); "int8" for those
-    whose matrices are both quantised.
-    """
-    names = {_FLOAT: "fp32", ir.DataType.FLOAT16: "fp16", ir.DataType.BFLOAT16: "bf16"}
+    """Nodes with arithmetic, by the type they compute in, for each group of modules ("stages.2")."""
     groups: dict[str, Counter[str]] = defaultdict(Counter)
     for node in graph:
-        if node.op_type in (*MOVES_DATA, *CONVERTS) or node.outputs[0].dtype not in names:
-            continue
-        group = ".".join(module_of(node).removeprefix("backbone.").split(".")[:2]) or "model"
-        groups[group]["int8" if _quantised(node) else names[node.outputs[0].dtype]] += 1
+        if computed_in := computes_in(node):
+            groups[group_of(node)][computed_in] += 1
     return {group: dict(counts) for group, counts in groups.items()}
+
+
+def computes_in(node: ir.Node) -> str:
+    """The type of a node with arithmetic, "int8" where both its matrices are quantised; "" for other nodes."""
+    if node.op_type in (*MOVES_DATA, *CONVERTS) or node.outputs[0].dtype not in _NAMES:
+        return ""
+    return "int8" if _quantised(node) else _NAMES[node.outputs[0].dtype]
+
+
+def group_of(node: ir.Node) -> str:
+    """ "stages.2" of a node of "stages.2.blocks.0.mixer"."""
+    return ".".join(module_of(node).removeprefix("backbone.").split(".")[:2]) or "model"

@@ -25,6 +25,7 @@ class MixerOp:
         portable: writes the node's output in standard operators before the node, at whatever size it has;
             None where passes of the operator's own do that.
         float32: why it stays in float32 in a low-precision graph; "" if it need not.
+        float32_inside: the node itself, unlike what it is expanded to, takes and gives 16-bit tensors all the same.
         float32_inputs: whether the layers that make its inputs stay with it.
         kernel: for GPUs, which TensorRT runs as a plugin.
     """
@@ -34,5 +35,6 @@ class MixerOp:
     function: Callable[[int], ir.Function]
     portable: Callable[[ir.Node], ir.Value] | None = None
     float32: str = ""
+    float32_inside: bool = False
     float32_inputs: bool = False
     kernel: Kernel | None = None

@@ -66,12 +66,11 @@ def test_io_fp16_needs_no_casts_at_all(traced_small_7x7: Traced) -> None:
     assert [value.dtype for value in (*converted.model.graph.inputs, *converted.model.graph.outputs)] == [FLOAT16] * 2
 
 
-@pytest.mark.parametrize("form", ["portable", "plugin"])
-def test_filters_stay_float32_with_one_cast_in_and_one_out(traced_small_gf: Traced, form: str) -> None:
-    converted = convert(lower(traced_small_gf, form), "fp16")
+def test_filters_stay_float32_with_one_cast_in_and_one_out(traced_small_gf: Traced) -> None:
+    converted = convert(lower(traced_small_gf, "portable"), "fp16")
     check(ir.to_proto(converted.model))
     graph = converted.model.graph
-    filters = [n for n in graph if n.op_type == "GlobalFilter" or n.metadata_props.get(MIXER_OP) == "GlobalFilter"]
+    filters = [n for n in graph if n.metadata_props.get(MIXER_OP) == "GlobalFilter"]
     assert filters
     assert {output.dtype for node in filters for output in node.outputs} == {FLOAT}
     assert len(casts(converted.model)) == 2 + 2 * 2  # the graph's own, and two filters
@@ -80,6 +79,17 @@ def test_filters_stay_float32_with_one_cast_in_and_one_out(traced_small_gf: Trac
     counted = sum((Counter(kinds) for kinds in converted.layers.values()), Counter())
     arithmetic = [node for node in filters if node.op_type not in MOVES_DATA | {"Cast"}]
     assert counted["fp32"] == len(arithmetic)
+
+
+def test_a_filter_as_a_plugin_reads_and_writes_16_bits_and_has_a_float32_weight(traced_small_gf: Traced) -> None:
+    converted = convert(lower(traced_small_gf, "plugin"), "fp16")
+    check(ir.to_proto(converted.model))
+    filters = [node for node in converted.model.graph if node.op_type == "GlobalFilter"]
+    assert len(filters) == 2
+    for node in filters:
+        assert [value.dtype for value in (*node.inputs, *node.outputs)] == [FLOAT16, FLOAT, FLOAT16]
+    assert len(casts(converted.model)) == 2  # the graph's own
+    assert converted.kept == ()
 
 
 def test_bfloat16_rounds_and_stays_close(small_gf: nn.Module) -> None:

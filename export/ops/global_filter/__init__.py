@@ -11,5 +11,6 @@ OP = MixerOp(
     attributes=("height", "width"),
     function=function,
     float32="an FFT sums a whole map; its coefficients lose accuracy and overflow in 16 bits",
+    float32_inside=True,
     kernel=KERNEL,
 )

@@ -71,7 +71,7 @@ def dense_matrices(height: int, width: int) -> tuple[Matrix, Matrix, Matrix]:
 
 def expand_dense(build: Builder, x: ir.Value, weight: NDArray[np.floating]) -> ir.Value:
     """Two products for the transform, the filter, one product back. weight: (C, H, W // 2 + 1, 2)."""
-    channels, height, width = _map_size(x)
+    channels, height, width = map_size(x)
     real, imaginary, inverse = dense_matrices(height, width)
     k = real.shape[1]
     flat = _reshape(build, x, [channels, height * width])
@@ -80,14 +80,14 @@ def expand_dense(build: Builder, x: ir.Value, weight: NDArray[np.floating]) -> i
         build.value("MatMul", [flat, _const(build, f"dft{size}.{part}", matrix)], like=x, shape=[*_head(flat), k])
         for part, matrix in (("real", real), ("imag", imaginary))
     ]
-    filtered = _multiply(build, real_part, imaginary_part, weight.reshape(channels, k, 2))
+    filtered = multiply(build, real_part, imaginary_part, weight.reshape(channels, k, 2))
     back = build.value("MatMul", [filtered, _const(build, f"dft{size}.inverse", inverse)], like=flat)
     return _reshape(build, back, [channels, height, width])
 
 
 def expand_separable(build: Builder, x: ir.Value, weight: NDArray[np.floating]) -> ir.Value:
     """Rows, then columns, the filter, columns, then rows. weight: (C, H, W // 2 + 1, 2)."""
-    channels, height, width = _map_size(x)
+    channels, height, width = map_size(x)
     half = width // 2 + 1
     row, column = Axis.half(width), Axis.full(height)
     pairs = conjugate_weight(width)
@@ -112,7 +112,7 @@ def expand_separable(build: Builder, x: ir.Value, weight: NDArray[np.floating]) 
         )
         for part, matrix in zip(("real", "imag"), forward, strict=True)
     ]
-    filtered = _multiply(build, real_part, imaginary_part, weight.transpose(0, 2, 1, 3))
+    filtered = multiply(build, real_part, imaginary_part, weight.transpose(0, 2, 1, 3))
     # (a + ib)(c + is) = (ac - bs) + i(as + bc), summed over the frequencies of H.
     backward = np.block([[column.cos.T, column.sin.T], [-column.sin.T, column.cos.T]])
     columns_back = build.value("MatMul", [filtered, _const(build, f"{name}.columns.inverse", backward)], like=turned)
@@ -121,7 +121,7 @@ def expand_separable(build: Builder, x: ir.Value, weight: NDArray[np.floating]) 
     return build.value("MatMul", [turned_back, _const(build, f"{name}.rows.inverse", inverse)], like=x)
 
 
-def _multiply(build: Builder, real: ir.Value, imaginary: ir.Value, weight: NDArray[np.floating]) -> ir.Value:
+def multiply(build: Builder, real: ir.Value, imaginary: ir.Value, weight: NDArray[np.floating]) -> ir.Value:
     """(re + i im) * weight -> [re | im] along the last axis. weight: (..., 2), broadcasts to re."""
     w_real, w_imaginary = (_const(build, f"filter.{part}", weight[..., i]) for i, part in enumerate(("real", "imag")))
 
@@ -156,7 +156,8 @@ def _const(build: Builder, name: str, array: NDArray[np.floating]) -> ir.Value:
     return build.constant(name, array.astype(np.float32))
 
 
-def _map_size(x: ir.Value) -> tuple[int, int, int]:
+def map_size(x: ir.Value) -> tuple[int, int, int]:
+    """Channels, height and width of a map (B, C, H, W); ValueError where one is not static."""
     channels, height, width = list(x.shape or ())[1:]
     if not (isinstance(channels, int) and isinstance(height, int) and isinstance(width, int)):
         raise ValueError("GlobalFilter needs static channels, height and width")
