@@ -10,10 +10,10 @@ FIGURES = docs/performance
 demo: $(VENV)/.run  ## install what an export needs and export hornet_t
 	$(BIN)/metaformer-export --model hornet_t --fp16
 
-test: $(VENV)/.dev  ## the tests that CI runs
+test: $(VENV)/.dev $(VENV)/.tensorrt  ## the tests that CI runs
 	$(BIN)/python -m pytest -m "not slow"
 
-test-all: $(VENV)/.dev  ## all tests
+test-all: $(VENV)/.dev $(VENV)/.tensorrt  ## all tests
 	$(BIN)/python -m pytest
 
 check: $(VENV)/.dev  ## lint, format and types
@@ -56,6 +56,11 @@ $(VENV)/.run: $(BIN)/python pyproject.toml constraints.txt
 $(VENV)/.bench: $(BIN)/python pyproject.toml constraints.txt
 	$(PIP) -e ".[cpu,bench]"
 	touch $@ $(VENV)/.run
+
+# TensorRT's own Python bindings over stub libraries, which its names and arguments are tested against; needs a C compiler.
+$(VENV)/.tensorrt: $(VENV)/.dev tests/install_tensorrt_bindings.py
+	$(BIN)/python tests/install_tensorrt_bindings.py && touch $@ || \
+		test -z "$(CI)"  # without them those tests are skipped, which CI must not be
 
 $(VENV)/.dev: $(BIN)/python pyproject.toml constraints.txt
 	$(PIP) -e ".[cpu,test,dev]"

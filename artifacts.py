@@ -12,9 +12,12 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from .models.family import Preprocessing
+    from .runtime.tensorrt.engine import Engine
 
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
-Target = Literal["auto", "onnx", "openvino"]
+Target = Literal["auto", "onnx", "openvino", "tensorrt"]
+LoweringForm = Literal["portable", "plugin", "native"]
+"""How a mixer op reaches TensorRT: in standard operators, as a plugin, or in operators that ONNX has for it."""
 Method = Literal["minmax", "entropy", "percentile", "mse"]
 """How the range of a quantised tensor is chosen."""
 
@@ -306,8 +309,12 @@ class ExportResult:
     bench: BenchReport
     manifest: Manifest
     notes: tuple[str, ...]
+    engine: Engine | None = None
 
     @property
     def passed(self) -> bool:
-        """Whether parity holds and, for a quantised model, it is faster than the float one."""
-        return self.parity.passed and (self.bench.gain is None or self.bench.gain.pays)
+        """Whether parity holds, an engine is what was asked for and, for a quantised model, it is faster than the
+        float one.
+        """
+        as_asked = self.engine is None or not self.engine.failures
+        return self.parity.passed and as_asked and (self.bench.gain is None or self.bench.gain.pays)

@@ -16,6 +16,8 @@ from .progress import Progress, Step
 from .proving import File, Judge, Proved, Way, as_written, made_by
 from .runtime import onnxruntime, openvino
 from .runtime.session import OpenSession, Session
+from .runtime.tensorrt import target as tensorrt
+from .runtime.tensorrt.engine import Engine
 from .runtime.threads import available_threads
 from .runtime.together import Begin, together
 from .timing import Stopwatch
@@ -41,7 +43,9 @@ _RUNTIMES: Mapping[Target, tuple[Runtime, ...]] = {
     "auto": (_ONNX_RUNTIME, _OPENVINO),
     "onnx": (_ONNX_RUNTIME,),
     "openvino": (_OPENVINO,),
+    "tensorrt": (),
 }
+"""On the host; an engine comes on top of them."""
 
 
 @dataclass(frozen=True)
@@ -62,22 +66,27 @@ class _Plan:
 
 
 def judge_candidates(
-    file: File,
+    files: tuple[File, ...],
+    engine: Engine | None,
     proved: Proved,
     judge: Judge,
     stopwatch: Stopwatch,
     options: ExportOptions,
     progress: Progress,
 ) -> tuple[Candidate, ...]:
-    """Every way that the target has to run the delivered file, each held against eager by itself, and timed: all
-    together, or, for a large file, each beside eager alone, so that one session at a time is in memory.
+    """Every way that the target has to run the delivered file, the first, or its engine, each held against eager by
+    itself, and timed: all together, or, for a large file, each beside eager alone, so that one session at a time is in
+    memory.
 
     A 16-bit file is joined by its float32 form, to compare with.
     """
-    candidates = []
+    candidates, file = [], files[0]
+    plans = _plans(file, proved.ways, options)
+    if engine is not None:
+        plans += _engine_plans(engine, next(each for each in files if each.name == engine.source), options)
     with progress.stage("runtimes") as done:
         with together(file.at_once) as begin:
-            for plan in [_begun(each, begin) for each in _plans(file, proved.ways, options)]:
+            for plan in [_begun(each, begin) for each in plans]:
                 candidate, session = _tried(plan, file, proved.report, judge, begin, progress.step)
                 candidates.append(candidate)
                 if session is not None:
@@ -101,6 +110,22 @@ def _plans(file: File, proved: Mapping[str, Way], options: ExportOptions) -> lis
     if options.target == "auto" and options.precision == "fp32":
         plans.append(_Plan(_LOWERING, "bf16", file.name, replace(delivered, load=_LOWERING.load)))
     return [replace(plan, refusal=_refusal(plan, file)) for plan in plans]
+
+
+def _engine_plans(engine: Engine, source: File, options: ExportOptions) -> list[_Plan]:
+    """The engine, and one of the float32 form to compare with where the file is in a lower precision."""
+    runtime = Runtime(
+        tensorrt.NAME,
+        tensorrt.check,
+        tensorrt.opener(engine.options, engine.batch),
+        lambda threads: tensorrt.settings(engine.options),
+    )
+    delivered = Way(lambda: engine.path, lambda: source.converted.model, runtime.load)
+    plans = [_Plan(runtime, options.precision, engine.path.name, delivered)]
+    if options.precision != "fp32":
+        float32 = replace(made_by(lambda: source.lowered.model), load=runtime.load)
+        plans.insert(0, _Plan(runtime, "fp32", "", float32))
+    return plans
 
 
 def _refusal(plan: _Plan, file: File) -> str:

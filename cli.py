@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 from click.core import ParameterSource
 
+from . import cli_engine
 from .cli_calibrate import calibrate_command
 from .cli_eval import eval_command
 from .cli_inspect import inspect_command
 from .cli_options import calibration_options, chosen_calibration
 from .console import ConsoleProgress
 from .errors import InputError, LoweringError, MetaformerExportError
-from .options import BatchRange, ExportOptions, parse_resolution, parse_size
+from .options import DEFAULT_BATCH, BatchRange, ExportOptions, parse_resolution, parse_size
 from .version import __version__
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ _SECTIONS = {
         "plan",
         "force",
     ),
+    "Engine (--target tensorrt, or auto)": cli_engine.NAMES,
     "Proof and output": ("images", "output", "as_json"),
 }
 
@@ -108,6 +110,7 @@ class _Sectioned(click.Group):
     "Exit code 1 if it is not faster here than the float model, or parity fails.",
 )
 @calibration_options
+@cli_engine.engine_options
 @click.option(
     "--calibration",
     type=click.Path(path_type=Path),
@@ -128,18 +131,17 @@ class _Sectioned(click.Group):
 @click.option("--opset", type=int, metavar="N", help="ONNX opset, 18 to 23. [default: 20; 22 with --bf16]")
 @click.option(
     "--batch",
-    default="1:1:32",
-    show_default=True,
     metavar="N|MIN:OPT:MAX",
-    help="Batch sizes the model is for; MIN and OPT are timed. The file takes any.",
+    help="Batch sizes the model is for; MIN and OPT are timed. The file takes any, an engine these. "
+    "[default: 1:1:32; 1:8:32 with an engine]",
 )
 @click.option(
     "--target",
-    type=click.Choice(["auto", "onnx", "openvino"]),
+    type=click.Choice(["auto", "onnx", "openvino", "tensorrt"]),
     default="auto",
     show_default=True,
-    help="Runtime to prove and time the file in: ONNX Runtime alone, OpenVINO as well, or auto: every installed one, "
-    "also OpenVINO's own BF16 without --fp16 and --bf16, and say which is fastest.",
+    help="Runtime to prove and time the file in: ONNX Runtime alone, OpenVINO as well, a TensorRT engine, or auto: "
+    "every one that is here, also OpenVINO's own BF16 without --fp16 and --bf16, and say which is fastest.",
 )
 @click.option(
     "--images",
@@ -263,7 +265,7 @@ def _options(given: dict[str, Any]) -> ExportOptions:
         precision=asked[0] if asked else "fp32",
         target=given["target"],
         resolution=None if given["resolution"] is None else parse_resolution(given["resolution"]),
-        batch=BatchRange.parse(given["batch"]),
+        batch=DEFAULT_BATCH if given["batch"] is None else BatchRange.parse(given["batch"]),
         num_classes=given["num_classes"],
         features=given["features"],
         neck=given["neck"],
@@ -276,6 +278,9 @@ def _options(given: dict[str, Any]) -> ExportOptions:
         calibration=chosen_calibration(given),
         plan=given["plan"],
         force=given["force"],
+        engine=cli_engine.chosen_engine(given),
+        lowering=cli_engine.chosen_lowering(given),
+        plugins=given["plugins"],
         command=("metaformer-export", *given["arguments"]),
     )
 

@@ -40,20 +40,20 @@ class ConsoleProgress:
             self._line(f"{'':8s}{elapsed:6.1f} s    {title}")
 
     @contextlib.contextmanager
-    def count(self, title: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    def count(self, title: str, total: int | None, *, unit: str = "images") -> Iterator[Callable[[int], None]]:
         started, done = time.perf_counter(), 0
 
         def told(images: int) -> None:
             nonlocal done
             done += images
             speed = done / max(time.perf_counter() - started, 1e-3)
-            bar.update(task, completed=done, speed=f"{speed:.1f} images/s")
+            bar.update(task, completed=done, speed=f"{speed:.1f} {unit}/s")
 
         with self._paused(), _bar(self.console) as bar:
             task = bar.add_task(title, total=total, speed="")
             yield told
         if (elapsed := time.perf_counter() - started) > _LONG_STEP_S:
-            self._line(f"{'':8s}{elapsed:6.1f} s    {title}, {done} images, {done / elapsed:.1f} images/s")
+            self._line(f"{'':8s}{elapsed:6.1f} s    {title}, {done} {unit}, {done / elapsed:.1f} {unit}/s")
 
     def note(self, text: str) -> None:
         self.console.print(f"note: {text}", style="yellow", markup=False, soft_wrap=True)

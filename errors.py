@@ -36,6 +36,12 @@ class OutputError(InputError):
     """The output folder cannot be written, or is not ours to replace."""
 
 
+class EngineError(MetaformerExportError):
+    """TensorRT did not build, load or run an engine."""
+
+    exit_code = 1
+
+
 class MissingDependencyError(MetaformerExportError):
     """A package, a device or a runtime that the request needs is not there."""
 

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
-from .artifacts import Method, Precision, Target
+from .artifacts import LoweringForm, Method, Precision, Target
 from .errors import InputError
+from .runtime.tensorrt.options import EngineOptions
 
 MAX_BATCH = 1024
 METHODS: tuple[Method, ...] = get_args(Method)
@@ -36,6 +37,12 @@ class BatchRange:
         if not 1 <= smallest <= usual <= largest <= MAX_BATCH:
             raise InputError(f"--batch needs 1 <= MIN <= OPT <= MAX <= {MAX_BATCH}; got {text}.")
         return cls(smallest, usual, largest)
+
+
+DEFAULT_BATCH = BatchRange()
+"""Taken for "not given"; an engine is then built for 1 to 32, and 8 as the usual one."""
+DEFAULT_ENGINE = EngineOptions()
+ENGINE_BATCH = BatchRange(1, 8, 32)
 
 
 def parse_resolution(text: str) -> tuple[int, int]:
@@ -103,7 +110,7 @@ class ExportOptions:
     precision: Precision = "fp32"
     target: Target = "auto"
     resolution: tuple[int, int] | None = None
-    batch: BatchRange = BatchRange()
+    batch: BatchRange = DEFAULT_BATCH
     num_classes: int | None = None
     features: bool = False
     neck: str = ""
@@ -116,6 +123,9 @@ class ExportOptions:
     calibration: CalibrationOptions = CalibrationOptions()
     plan: str | Path | None = None
     force: bool = False
+    engine: EngineOptions = DEFAULT_ENGINE
+    lowering: Mapping[str, LoweringForm] = field(default_factory=dict)
+    plugins: bool = True
     command: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

@@ -13,9 +13,10 @@ from .calibrating import CALIBRATION, calibrated, opened, planned
 from .calibration.dataset import held_out
 from .calibration.images import ImageSet, load_images
 from .candidates import judge_candidates
+from .engines import build_engine, wants_engine
 from .export.collector import set_aside
 from .export.lower import lower_all
-from .export.ops.mixer_op import DOMAIN
+from .export.ops.choosing import choose
 from .export.serialize import WEIGHTS, let_go
 from .export.trace import DEFAULT_OPSET, trace
 from .models.checkpoints import Checkpoint
@@ -48,10 +49,10 @@ def run_export(options: ExportOptions, progress: Progress | None = None) -> Expo
     dataset = opened(options, loaded.spec, progress)
     if dataset is not None and options.images is None:
         images = held_out(dataset)
-    notes += loaded.notes
+    lowered, further = _lower(loaded, options, progress)
+    notes += [*loaded.notes, *further]
     for text in notes:
         progress.note(text)
-    lowered = _lower(loaded, options, progress)
     calibration = None
     if options.precision == "int8":
         graph, calibration = calibrated(lowered[0], dataset, options, folder / CALIBRATION, progress)
@@ -66,12 +67,13 @@ def run_export(options: ExportOptions, progress: Progress | None = None) -> Expo
                 calibration.write(staging / CALIBRATION)
             if files[0].large:
                 eager.leave_weights_in(loaded.module, staging / f"{eager.NAME}{WEIGHTS}")
+        engine = build_engine(files, options, staging, progress) if wants_engine(options) else None
         proved = prove(files, beyond, judge, options, progress)
         proof = proved.report
         stopwatch = Stopwatch(loaded.module, images, options)
-        candidates = judge_candidates(files[0], proved, judge, stopwatch, options, progress)
+        candidates = judge_candidates(files, engine, proved, judge, stopwatch, options, progress)
         timing = stopwatch.report(candidates, proof, progress)
-        closing = remarks.closing_notes(proof, timing, options)
+        closing = remarks.closing_notes(proof, timing, options, engine)
         if calibration is not None:
             timing = replace(timing, gain=_explained(files[0], images, timing.gain))
             closing += dearest_layers(files[0], calibration.ranges, images, options, proof, progress)
@@ -79,7 +81,7 @@ def run_export(options: ExportOptions, progress: Progress | None = None) -> Expo
         for text in (*closing, *remarks.replacement_notes(replaced, loaded.spec, options)):
             notes.append(text)
             progress.note(text)
-        result = ExportResult(folder, loaded.spec, options.precision, proof, timing, Manifest({}), tuple(notes))
+        result = ExportResult(folder, loaded.spec, options.precision, proof, timing, Manifest({}), tuple(notes), engine)
         with writing(folder):
             return _report(result, files, images, options, staging, progress)
 
@@ -105,8 +107,8 @@ def _load(
     return loaded, images
 
 
-def _lower(loaded: LoadedModel, options: ExportOptions, progress: Progress) -> tuple[Lowered, ...]:
-    """The form that the target runs best, and the plugin form where the model has mixer ops."""
+def _lower(loaded: LoadedModel, options: ExportOptions, progress: Progress) -> tuple[tuple[Lowered, ...], list[str]]:
+    """The form that the target runs best, and the plugin form where the model has mixer ops; with notes."""
     with progress.stage("trace") as done:
         traced = trace(loaded.module, loaded.spec, options.opset or DEFAULT_OPSET)
         done(f"{traced.model.graph.num_nodes()} nodes, opset {traced.opset}")
@@ -114,12 +116,13 @@ def _lower(loaded: LoadedModel, options: ExportOptions, progress: Progress) -> t
         # Quantised, the portable form is the faster one in OpenVINO, too: 41.6 ms instead of 55.1 (FocalNet-T, AVX2).
         quantised = options.precision == "int8"
         forms = ["openvino" if options.target == "openvino" and not quantised else "portable"]
-        if not quantised and any(node.domain == DOMAIN for node in traced.model.graph):
+        lowering, notes = choose(traced.model.graph, options.lowering, plugins=options.plugins)
+        if not quantised and {"plugin", "native"} & set(lowering.values()):
             forms.append("plugin")
-        lowered = lower_all(traced, forms)
+        lowered = lower_all(traced, forms, lowering)
         let_go(traced.model)
         done(", ".join(f"{each.model.graph.num_nodes()} nodes {each.form}" for each in lowered))
-    return lowered
+    return lowered, notes
 
 
 def _explained(file: File, images: ImageSet, gain: Gain | None) -> Gain | None:

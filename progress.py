@@ -17,8 +17,10 @@ class Progress(Protocol):
     def step(self, title: str) -> AbstractContextManager[None]:
         """Around a part of a stage that may take a while."""
 
-    def count(self, title: str, total: int | None) -> AbstractContextManager[Callable[[int], None]]:
-        """Around work on images; what it yields is told of each that is done, so many at a time."""
+    def count(
+        self, title: str, total: int | None, *, unit: str = "images"
+    ) -> AbstractContextManager[Callable[[int], None]]:
+        """Around work on images or other things; what it yields is told of each that is done, so many at a time."""
 
     def note(self, text: str) -> None:
         """Something the user should know."""
@@ -46,8 +48,8 @@ class Silent:
         return untold(title)
 
     @contextmanager
-    def count(self, title: str, total: int | None) -> Iterator[Callable[[int], None]]:
-        del title, total
+    def count(self, title: str, total: int | None, *, unit: str = "images") -> Iterator[Callable[[int], None]]:
+        del title, total, unit
         yield lambda images: None
 
     def note(self, text: str) -> None:

@@ -14,7 +14,12 @@ from .runtime.saturation import weight_bits
 from .runtime.threads import available_threads
 
 DELIVERED, FOR_TENSORRT = "model.onnx", "model.tensorrt.onnx"
-ON_CPU: Mapping[Target, QuantizedFor] = {"auto": "cpu", "onnx": "onnxruntime", "openvino": "openvino"}
+ON_CPU: Mapping[Target, QuantizedFor] = {
+    "auto": "cpu",
+    "onnx": "onnxruntime",
+    "openvino": "openvino",
+    "tensorrt": "cpu",
+}
 
 
 def quantized_graphs(

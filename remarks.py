@@ -9,8 +9,14 @@ from typing import Any
 from .artifacts import BenchReport, BenchRow, Candidate, Choice, ExportResult, Gain, ModelSpec, ParityReport
 from .options import ExportOptions
 from .runtime import onnxruntime, openvino
+from .runtime.tensorrt import target as tensorrt
+from .runtime.tensorrt.engine import Engine
 
-_TITLES = {each.NAME: each.TITLE for each in (onnxruntime, openvino)}
+_TITLES = {each.NAME: each.TITLE for each in (onnxruntime, openvino, tensorrt)}
+
+
+_SHOWN = 3
+"""Names in a note; all are in the manifest."""
 
 
 def time_line(rows: list[BenchRow]) -> str:
@@ -82,7 +88,9 @@ def choice_line(choice: Choice, unstable: bool) -> str:
     )
 
 
-def closing_notes(proof: ParityReport, timing: BenchReport, options: ExportOptions) -> list[str]:
+def closing_notes(
+    proof: ParityReport, timing: BenchReport, options: ExportOptions, engine: Engine | None = None
+) -> list[str]:
     """What the user should know about the proof and the timing."""
     notes = []
     if proof.cluster_agreement is not None:
@@ -101,10 +109,12 @@ def closing_notes(proof: ParityReport, timing: BenchReport, options: ExportOptio
             f"{len(proof.out_of_range)} values leave float16's range on these images and stay in float32, "
             f"first {first.module} ({first.op}, {first.max_abs:.3g}); all are in parity.json."
         )
-    if options.precision == "fp16":
+    if options.precision == "fp16" and engine is None:
         notes.append(
             "No GPU was used: a CPU runs FP16 through casts, so its speed shows on a GPU only. No engine was built."
         )
+    if engine is not None:
+        notes += engine_notes(engine)
     if options.precision == "bf16":
         ran = timing.speedup_over_eager is not None
         notes.append(
@@ -114,6 +124,19 @@ def closing_notes(proof: ParityReport, timing: BenchReport, options: ExportOptio
     if options.target == "auto" and timing.choice is not None and timing.choice.runtime == openvino.NAME:
         notes.append("OpenVINO is fastest here: --target openvino makes a file for it alone, which it may run faster.")
     return [*notes, *_no_candidates(timing.candidates, proof, options)]
+
+
+def engine_notes(engine: Engine) -> list[str]:
+    """Where an engine is not what its file asks for."""
+    fallen = engine.report.fallen_back
+    if not fallen:
+        return []
+    modules = tuple(dict.fromkeys(module for each in fallen for module in each.modules))
+    shown = ", ".join(modules[:_SHOWN])
+    more = f" and {len(modules) - _SHOWN} more" if len(modules) > _SHOWN else ""
+    return [
+        f"{len(fallen)} layers of the engine compute in float32 what the file has in {fallen[0].wanted}: {shown}{more}."
+    ]
 
 
 def gain_notes(timing: BenchReport) -> list[str]:

@@ -24,7 +24,21 @@ from .version import __version__
 
 FORMAT = 1
 """Version of the manifest's layout; it grows when a field changes its meaning."""
-_PACKAGES = ("torch", "onnx", "onnxscript", "onnx-ir", "onnxruntime", "onnxruntime-gpu", "openvino", "numpy", "pillow")
+_PACKAGES = (
+    "torch",
+    "onnx",
+    "onnxscript",
+    "onnx-ir",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "openvino",
+    "tensorrt-cu13",
+    "tensorrt",
+    "polygraphy",
+    "triton",
+    "numpy",
+    "pillow",
+)
 
 
 def to_json(value: Any) -> str:
@@ -73,8 +87,8 @@ def manifest_of(
             "candidates": [dataclasses.asdict(each) for each in result.bench.candidates],
             "choice": None if result.bench.choice is None else dataclasses.asdict(result.bench.choice),
             "machine": result.bench.machine,
-            "gpu": None,
-            "tensorrt": None,
+            "gpu": None if result.engine is None else result.engine.gpu,
+            "tensorrt": None if result.engine is None else result.engine.told(),
             "notes": list(result.notes),
         }
     )

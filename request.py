@@ -12,9 +12,10 @@ from .export.trace import BFLOAT16_OPSET, DEFAULT_OPSET, INT8_OPSET, OPSETS
 from .models import registry
 from .models.checkpoints import Checkpoint, read_checkpoint
 from .models.identify import identify
-from .options import CalibrationOptions, ExportOptions
+from .options import DEFAULT_BATCH, DEFAULT_ENGINE, ENGINE_BATCH, CalibrationOptions, ExportOptions
 from .progress import Progress
 from .runtime import openvino
+from .runtime.tensorrt import environment as tensorrt
 
 
 def recognised(options: ExportOptions, progress: Progress) -> tuple[ExportOptions, Checkpoint | None, list[str]]:
@@ -56,6 +57,7 @@ def resolved(options: ExportOptions) -> ExportOptions:
         opset = opset or BFLOAT16_OPSET
     if options.target == "openvino":
         _check_openvino(options.precision)
+    options = _for_engine(options)
     _check_calibration(options, opset or DEFAULT_OPSET)
     if options.io == "fp16" and options.precision != "fp16":
         raise InputError("--io fp16 goes with --fp16.")
@@ -68,6 +70,25 @@ def _check_openvino(precision: Precision) -> None:
         openvino.check(precision)
     except InputError as error:
         raise InputError(f"{error} Use --bf16, no precision (fp32), or --target onnx.") from error
+
+
+def _for_engine(options: ExportOptions) -> ExportOptions:
+    """The options with an engine's batch sizes, where one is to be built.
+
+    Raises:
+        MissingDependencyError: an engine is asked for, and TensorRT or a GPU is not there.
+        InputError: options of an engine for a target that has none.
+    """
+    engine_options = options.engine != DEFAULT_ENGINE
+    if options.target in ("onnx", "openvino"):
+        if engine_options:
+            raise InputError(f"options of an engine go with --target tensorrt or auto, not {options.target}.")
+        return options
+    if options.target == "tensorrt" or engine_options:
+        tensorrt.environment()
+    if options.batch is DEFAULT_BATCH and tensorrt.available():
+        return replace(options, batch=ENGINE_BATCH)
+    return options
 
 
 def _check_calibration(options: ExportOptions, opset: int) -> None:

@@ -8,12 +8,12 @@ from collections.abc import Iterator, Mapping, Sequence
 import onnx
 import onnx_ir as ir
 
-from ..artifacts import Lowered, PassRecord, Traced
+from ..artifacts import Lowered, LoweringForm, PassRecord, Traced
 from ..errors import LoweringError
 from .collector import paused
 from .ops.mixer_op import DOMAIN
 from .passes.base import Pass, run_pass
-from .passes.catalog import FORMS
+from .passes.catalog import FORMS, plugin_form
 
 
 def lower(traced: Traced, form: str) -> Lowered:
@@ -25,10 +25,17 @@ def lower(traced: Traced, form: str) -> Lowered:
     return lower_all(traced, (form,))[0]
 
 
-def lower_all(traced: Traced, forms: Sequence[str]) -> tuple[Lowered, ...]:
-    """Likewise into several forms, which share the passes that they begin with and the weights that those make."""
+def lower_all(
+    traced: Traced, forms: Sequence[str], lowering: Mapping[str, LoweringForm] | None = None
+) -> tuple[Lowered, ...]:
+    """Likewise into several forms, which share the passes that they begin with and the weights that those make.
+
+    Args:
+        lowering: mixer ops that are no plugins in the plugin form.
+    """
+    passes = {**FORMS, "plugin": plugin_form(lowering or {})}
     with paused():
-        rewritten = _rewritten(traced.model.clone(), {form: FORMS[form] for form in forms}, ())
+        rewritten = _rewritten(traced.model.clone(), {form: passes[form] for form in forms}, ())
         # Copies: a graph that went through shape inference remembers the weights that it had then, as inputs.
         made = {form: (model.clone(), records) for form, (model, records) in rewritten}
     for form, (model, _) in made.items():

@@ -201,7 +201,7 @@ def _tried(
 ) -> tuple[dict[tuple[str, str], Candidate], Stopwatch]:
     """All candidates, and the stopwatch that has those to be timed."""
     stopwatch = Stopwatch(judge.decide.model, judge.images, ExportOptions())
-    candidates = judge_candidates(file, proved, judge, stopwatch, ExportOptions(), progress or Silent())
+    candidates = judge_candidates((file,), None, proved, judge, stopwatch, ExportOptions(), progress or Silent())
     return {(each.runtime, each.precision): each for each in candidates}, stopwatch
 
 

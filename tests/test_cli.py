@@ -149,8 +149,8 @@ def test_failed_parity_is_exit_code_1_and_the_files_are_kept_and_marked(tmp_path
 
     honest = pipeline.lower_all
 
-    def spoilt(traced, forms):
-        lowered = honest(traced, forms)
+    def spoilt(traced, forms, lowering):
+        lowered = honest(traced, forms, lowering)
         weight = lowered[0].model.graph.initializers["stages.1.0.gnconv.proj_out.weight"]
         weight.const_value = type(weight.const_value)(weight.const_value.numpy() * 1.01)
         return lowered

@@ -63,7 +63,7 @@ def _bad_inputs(tmp_path: Path) -> dict[str, tuple[list[str], str]]:
         "batch not a number": ([*model, "--batch", "many"], "N or MIN:OPT:MAX"),
         "opset": ([*model, "--opset", "17"], "use 18 to 23"),
         "opset for bf16": ([*model, "--bf16", "--opset", "20"], "--bf16 needs opset 22"),
-        "unknown target": ([*model, "--target", "tensorrt"], "is not one of 'auto', 'onnx', 'openvino'"),
+        "unknown target": ([*model, "--target", "coreml"], "is not one of 'auto', 'onnx', 'openvino', 'tensorrt'"),
         "fp16 in OpenVINO": ([*model, "--target", "openvino", "--fp16"], "Use --bf16, no precision (fp32), or"),
         "io": ([*model, "--io", "fp16"], "--io fp16 goes with --fp16"),
         "classes": ([*model, "--num-classes", "0"], "at least 1"),

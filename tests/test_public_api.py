@@ -39,7 +39,7 @@ def test_every_name_means_one_variant() -> None:
     ("name", "value", "known"),
     [
         ("precision", "fp61", "fp32, fp16, bf16 or int8"),
-        ("target", "gpu", "auto, onnx or openvino"),
+        ("target", "gpu", "auto, onnx, openvino or tensorrt"),
         ("io", "bf16", "fp32 or fp16"),
     ],
 )

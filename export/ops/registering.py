@@ -11,12 +11,16 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...errors import InputError
 from .compiling import compile_kernel
 from .kernel import FLOATS, Attributes, Kernel, Shapes, Type
 from .mixer_op import DOMAIN, MixerOp
+
+if TYPE_CHECKING:
+    import tensorrt as trt
+    import tensorrt.plugin as trtp
 
 _TENSORRT_TYPES: dict[Type, str] = {
     "float": "|".join(name.upper() for name in FLOATS),
@@ -34,29 +38,30 @@ class _Plugin:
     kernel: Kernel
     architecture: int
 
-    def describe(self, *given: Any, **attributes: Any) -> Any:
+    def describe(self, *given: Any, **attributes: Any) -> trtp.TensorDesc:
         """The output's type and size, from descriptions of the inputs; sizes may be symbols."""
         import tensorrt as trt
         import tensorrt.plugin as trtp
 
-        inputs = dict(zip(self.kernel.inputs, given, strict=False))
+        inputs: dict[str, trtp.TensorDesc] = dict(zip(self.kernel.inputs, given, strict=False))
         attributes |= dict(zip(self.kernel.attributes, given[len(inputs) :], strict=False))
         shapes = {name: each.shape_expr for name, each in inputs.items()}
         size = self.kernel.output_shape(shapes, attributes)
-        dtype = given[0].dtype if self.kernel.output == "float" else trt.DataType.INT64
+        dtype = next(iter(inputs.values())).dtype if self.kernel.output == "float" else trt.DataType.INT64
         return trtp.from_shape_expr(tuple(size), dtype)
 
-    def autotune(self, *given: Any) -> Any:
+    def autotune(self, *given: Any) -> list[trtp.AutoTuneCombination]:
         """The types it takes, all in the usual layout."""
         import tensorrt.plugin as trtp
 
         types = [_TENSORRT_TYPES[each] for each in (*self.kernel.inputs.values(), self.kernel.output)]
         return [trtp.AutoTuneCombination(", ".join(types), "LINEAR")]
 
-    def ahead_of_time(self, *given: Any) -> Any:
+    def ahead_of_time(self, *given: Any) -> tuple[str, str, trtp.KernelLaunchParams, trtp.SymIntExprs]:
         """Name, PTX, launch and the batch, for the inputs' types and sizes."""
         import tensorrt.plugin as trtp
 
+        tensors: Sequence[trtp.TensorDesc]
         tensors, attributes = self._split(given)
         shapes = {name: _sizes(each.shape_expr) for name, each in zip(self.kernel.inputs, tensors, strict=True)}
         self._check(shapes, attributes)
@@ -77,12 +82,13 @@ class _Plugin:
         """Run Triton's own launch in TensorRT's stream."""
         import torch
 
+        tensors: Sequence[trtp.Tensor]
         tensors, attributes = self._split(given)
         shapes = {name: tuple(each.shape) for name, each in zip(self.kernel.inputs, tensors, strict=True)}
         self._check(shapes, attributes)
         launch, batch = self.kernel.launch(shapes, attributes), tensors[0].shape[0]
         grid = (-(-batch // launch.images), *launch.programs)
-        outputs = given[len(self.kernel.inputs) + len(self.kernel.attributes)]
+        outputs: Sequence[trtp.Tensor] = given[len(self.kernel.inputs) + len(self.kernel.attributes)]
         pointers = [_Pointer(each.data_ptr, _torch_type(each.dtype)) for each in (*tensors, outputs[0])]
         with torch.cuda.stream(torch.cuda.ExternalStream(stream)):  # type: ignore[no-untyped-call]
             kernel = self.kernel.load()[grid]
@@ -155,12 +161,12 @@ def _signed(function: Callable[..., Any], annotations: dict[str, Any], returns: 
     return signed
 
 
-def _sizes(expressions: Sequence[Any]) -> tuple[int, ...]:
+def _sizes(expressions: trtp.ShapeExprs) -> tuple[int, ...]:
     """Numbers of a symbolic size; -1 where it is not fixed, which only the batch may be."""
     return tuple(each.constant_value() if each.is_constant else -1 for each in expressions)
 
 
-def _dtype(kernel: Kernel, tensors: Sequence[Any]) -> str:
+def _dtype(kernel: Kernel, tensors: Sequence[trtp.TensorDesc]) -> str:
     """What "float" is in these inputs, in Triton's names."""
     import tensorrt as trt
 
@@ -169,7 +175,7 @@ def _dtype(kernel: Kernel, tensors: Sequence[Any]) -> str:
     return names[tensors[index].dtype]
 
 
-def _torch_type(dtype: Any) -> Any:
+def _torch_type(dtype: trt.DataType) -> Any:
     import tensorrt as trt
     import torch
 

@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from ...artifacts import LoweringForm
 from .affine_after_pooling import AffineAfterPooling
 from .affine_to_depthwise_conv import AffineToDepthwiseConv
 from .attach_plugin import AttachPlugin
@@ -15,6 +18,7 @@ from .expand_mixer_ops import ExpandMixerOps
 from .fold_affine_into_next import FoldAffineIntoNext
 from .fold_scales import FoldScales
 from .fuse_channel_layer_norm import FuseChannelLayerNorm
+from .global_filter_to_dft import GlobalFilterToDft
 from .global_filter_to_matmul import GlobalFilterToMatmul
 from .linear_to_pointwise_conv import LinearToPointwiseConv
 from .merge_factors import MergeFactors
@@ -77,14 +81,29 @@ OPENVINO: tuple[Pass, ...] = (
 """Standard operators only; OpenVINO fuses elementwise chains and splits itself, and runs a norm over channels
 fastest as it is written, without transposes."""
 
-PLUGIN: tuple[Pass, ...] = (
-    *_FIRST,
-    FuseChannelLayerNorm(),
-    FoldScales(),
-    MergeTransposes(),
-    AttachPlugin(),
-    *_LAST,
-)
-"""Mixer ops as plugin nodes, for TensorRT; splits and linear layers stay whole, as its own fusions want them."""
+
+def plugin_form(lowering: Mapping[str, LoweringForm]) -> tuple[Pass, ...]:
+    """Mixer ops as plugin nodes, for TensorRT; splits and linear layers stay whole, as its own fusions want them.
+
+    Args:
+        lowering: those that are to be written in standard operators instead; the others are plugins.
+    """
+    portable = frozenset(name for name, form in lowering.items() if form == "portable")
+    filters: dict[LoweringForm, Pass] = {"portable": GlobalFilterToMatmul(), "native": GlobalFilterToDft()}
+    written = tuple(each for form, each in filters.items() if lowering.get("GlobalFilter") == form)
+    if portable - {"GlobalFilter"}:
+        written += (ExpandMixerOps(portable),)
+    return (
+        *_FIRST,
+        FuseChannelLayerNorm(),
+        FoldScales(),
+        *written,
+        MergeTransposes(),
+        AttachPlugin(),
+        *_LAST,
+    )
+
+
+PLUGIN = plugin_form({})
 
 FORMS: dict[str, tuple[Pass, ...]] = {"portable": PORTABLE, "openvino": OPENVINO, "plugin": PLUGIN}

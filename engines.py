@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The stage that builds an engine: which file from, whether TensorRT can take it, and what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+
+from .errors import EngineError
+from .export.ops.mixer_op import DOMAIN
+from .options import ExportOptions
+from .progress import Progress
+from .proving import File
+from .quantizing import FOR_TENSORRT
+from .runtime import bench
+from .runtime.tensorrt import environment as tensorrt
+from .runtime.tensorrt.building import Batch, Built, build
+from .runtime.tensorrt.engine import Engine
+from .runtime.tensorrt.inspecting import examine, information
+from .runtime.tensorrt.lint import Finding, lint
+from .runtime.tensorrt.session import Session, session_of
+from .runtime.tensorrt.support import check_support
+
+PLAN = "model.plan"
+_WHOLE = 100
+_RUNS = 20
+"""Timed runs of each of two engines, in turns of `_TURN`."""
+_TURN = 5
+
+
+@dataclass(frozen=True)
+class _Made:
+    """An engine that is in memory only, loaded."""
+
+    source: File
+    built: Built
+    session: Session
+    findings: tuple[Finding, ...]
+
+
+def wants_engine(options: ExportOptions) -> bool:
+    """Whether an engine is to be built: asked for, or `auto` where TensorRT and a GPU are."""
+    return options.target == "tensorrt" or (options.target == "auto" and tensorrt.available())
+
+
+def build_engine(files: tuple[File, ...], options: ExportOptions, folder: Path, progress: Progress) -> Engine:
+    """Build model.plan in `folder` from the file that is for TensorRT.
+
+    Where a model has mixer ops and nobody said how they are to be lowered, an engine with plugins and one of
+    standard operators are built, timed side by side on the GPU, and the faster one is kept.
+
+    Raises:
+        MissingDependencyError: TensorRT or a GPU is not there.
+        EngineError: TensorRT refuses the file, or builds no engine from it.
+    """
+    sources = _sources(files, options)
+    with progress.stage("engine") as done:
+        made = [_made(source, options, progress) for source in sources]
+        times = _timed(made, options.batch.usual) if len(made) > 1 else {}
+        best = min(made, key=lambda each: times.get(each.source.name, 0.0))
+        path = folder / PLAN
+        path.write_bytes(best.built.plan)
+        engine = _engine(best, path, options, times)
+        done(_said(engine))
+    for finding in best.findings:
+        if finding.severity == "warning":
+            progress.note(finding.message)
+    return engine
+
+
+def _sources(files: tuple[File, ...], options: ExportOptions) -> list[File]:
+    """Files to build from: one, or that with plugins and that without."""
+    by_name = {file.name: file for file in files}
+    if (quantised := by_name.get(FOR_TENSORRT)) is not None:
+        return [quantised]
+    with_plugins = [file for file in files if _plugins(file.converted.model.graph)]
+    if not with_plugins or not options.plugins:
+        return [files[0]]
+    return with_plugins[:1] if options.lowering else [with_plugins[0], files[0]]
+
+
+def _made(source: File, options: ExportOptions, progress: Progress) -> _Made:
+    model, batch = source.converted.model, _batch(options)
+    plugins, version = _plugins(model.graph), tensorrt.environment().version
+    findings = lint(model, version, batch=batch)
+    refused = [each.message for each in check_support(model, version, frozenset(plugins))]
+    refused += [each.message for each in findings if each.severity == "error"]
+    if refused:
+        more = f" ({len(refused) - 1} more like it)" if len(refused) > 1 else ""
+        raise EngineError(f"no engine can be built from {source.name}: {refused[0]}{more}")
+    with progress.count(f"{source.name} to an engine", _WHOLE, unit="%") as told:
+        reached = 0
+
+        def stepped(phase: str, step: int, steps: int) -> None:
+            nonlocal reached
+            del phase
+            share = _WHOLE * step // max(steps, 1)
+            if share > reached:
+                told(share - reached)
+                reached = share
+
+        built = build(source.path, options.engine, batch, plugins=plugins, told=stepped)
+    host_code, graph = options.engine.version_compatible, options.engine.cuda_graph
+    return _Made(source, built, session_of(built.plan, host_code=host_code, cuda_graph=graph), findings)
+
+
+def _timed(made: list[_Made], batch: int) -> dict[str, float]:
+    """Median GPU time of each, in milliseconds, in turns."""
+    times: dict[str, list[float]] = {each.source.name: [] for each in made}
+    for _ in range(_RUNS // _TURN):
+        for each in made:
+            times[each.source.name] += each.session.gpu_milliseconds(batch, _TURN)
+    return {name: bench.median(each) for name, each in times.items()}
+
+
+def _engine(best: _Made, path: Path, options: ExportOptions, times: Mapping[str, float]) -> Engine:
+    found, graph = best.built.environment, best.source.converted.model.graph
+    return Engine(
+        path=path,
+        source=best.source.name,
+        version=found.version_text,
+        gpu=found.gpu,
+        architecture=found.architecture,
+        plugins=_plugins(graph),
+        batch=_batch(options),
+        options=options.engine,
+        seconds=best.built.seconds,
+        report=examine(information(best.session.engine), graph),
+        warnings=best.built.warnings,
+        findings=tuple(each.message for each in best.findings),
+        milliseconds=dict(times),
+    )
+
+
+def _plugins(graph: ir.Graph) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(node.op_type for node in graph if node.domain == DOMAIN))
+
+
+def _batch(options: ExportOptions) -> Batch:
+    return options.batch.smallest, options.batch.usual, options.batch.largest
+
+
+def _said(engine: Engine) -> str:
+    """What came of it, in words."""
+    report = engine.report
+    counts = {name: report.counted(name) for name in ("int8", "fp16", "bf16", "fp32")}
+    precision = ", ".join(f"{count} in {name}" for name, count in counts.items() if count)
+    plugins = ", ".join(f"{count} {name}" for name, count in report.plugins.items())
+    parts = [f"TensorRT {engine.version} on {engine.gpu}", f"{report.layers} layers, nodes {precision or 'unnamed'}"]
+    parts += [f"plugins {plugins}"] if plugins else []
+    parts += [f"{report.reformats} reformats"] if report.reformats else []
+    parts += [f"{name} {ms:.2f} ms" for name, ms in engine.milliseconds.items()]
+    return ", ".join(parts)

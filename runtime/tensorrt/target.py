@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""TensorRT as a target like the others: what it is called, what it computes in, what opens a session."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import onnx
+
+from ...artifacts import Precision
+from ...export.ops.mixer_op import DOMAIN
+from ...export.serialize import ModelFile
+from .building import Batch, build
+from .environment import environment
+from .loading import load
+from .options import EngineOptions
+from .session import Session, session_of
+
+NAME = "tensorrt"
+TITLE = "TensorRT"
+PLAN = ".plan"
+
+
+def check(precision: Precision) -> None:
+    """Whether an engine of that precision can be built and run here; MissingDependencyError if not."""
+    del precision  # strongly typed: an engine computes in what the file says
+    environment()
+
+
+def settings(options: EngineOptions) -> dict[str, str | int]:
+    """How a session is made."""
+    return {"engine": "model.plan", "cuda_graph": int(options.cuda_graph)}
+
+
+def opener(options: EngineOptions, batch: Batch) -> Callable[..., Session]:
+    """What opens sessions: of an engine file as it is, of any ONNX through an engine that is built in memory."""
+
+    def open_session(model: ModelFile | Path, *, threads: int, at_once: int = 1) -> Session:
+        del threads, at_once  # nothing is computed on the host, and an engine's context takes one call at a time
+        if isinstance(model, Path) and model.suffix == PLAN:
+            return load(model)
+        with tempfile.TemporaryDirectory(prefix="metaformer-export-", ignore_cleanup_errors=True) as folder:
+            source = model if isinstance(model, Path) else Path(folder) / model.name
+            if isinstance(model, ModelFile):
+                replace(model, embedded=False).write(source)
+            built = build(source, replace(options, strip_plan=False), batch, plugins=plugins_in(source))
+        return session_of(built.plan, host_code=options.version_compatible, cuda_graph=options.cuda_graph)
+
+    return open_session
+
+
+def plugins_in(source: Path) -> tuple[str, ...]:
+    """Mixer ops of an .onnx file, each once."""
+    graph = onnx.load(source, load_external_data=False).graph
+    return tuple(dict.fromkeys(node.op_type for node in graph.node if node.domain == DOMAIN))
