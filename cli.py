@@ -17,6 +17,7 @@ import click
 from click.core import ParameterSource
 
 from . import cli_engine
+from .cli_build import build_command
 from .cli_calibrate import calibrate_command
 from .cli_eval import eval_command
 from .cli_inspect import inspect_command
@@ -111,6 +112,7 @@ class _Sectioned(click.Group):
 )
 @calibration_options
 @cli_engine.engine_options
+@cli_engine.lowering_option
 @click.option(
     "--calibration",
     type=click.Path(path_type=Path),
@@ -192,6 +194,7 @@ def command(context: click.Context, /, **given: Any) -> int:
 command.add_command(inspect_command)
 command.add_command(eval_command)
 command.add_command(calibrate_command)
+command.add_command(build_command)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -51,14 +51,14 @@ _OPTIONS = (
     click.option("--weight-streaming", is_flag=True, help="Weights may stay in host memory."),
     click.option("--tf32/--no-tf32", default=_DEFAULTS.tf32, show_default=True, help="TF32 in float32 layers."),
     click.option("--cuda-graph", is_flag=True, help="Record a run at each batch size and replay it."),
-    click.option(
-        "--lowering",
-        multiple=True,
-        metavar="OP=FORM",
-        help="How a mixer op reaches TensorRT: portable, plugin or native (GlobalFilter: DFT); may be repeated. "
-        "[default: plugins where they can be and, on a GPU, are faster]",
-    ),
     click.option("--plugins/--no-plugins", default=True, show_default=True, help="Whether mixer ops may be plugins."),
+)
+lowering_option = click.option(
+    "--lowering",
+    multiple=True,
+    metavar="OP=FORM",
+    help="How a mixer op reaches TensorRT: portable, plugin or native (GlobalFilter: DFT); may be repeated. "
+    "[default: plugins where they can be and, on a GPU, are faster]",
 )
 NAMES = (
     "workspace_mib",

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .runtime.evaluate import Evaluation
     from .runtime.session import Session
 
-_RUNTIMES = ("auto", "onnxruntime", "openvino")
+_RUNTIMES = ("auto", "onnxruntime", "openvino", "tensorrt")
 
 
 @click.command("eval", short_help="Measure the accuracy of an exported model.")
@@ -36,7 +36,8 @@ _RUNTIMES = ("auto", "onnxruntime", "openvino")
 @click.option(
     "--file",
     metavar="NAME",
-    help="Another graph of the folder, in ONNX Runtime; model.tensorrt.onnx in float between its Q/DQ pairs.",
+    help="Another graph of the folder, in ONNX Runtime, model.tensorrt.onnx in float between its Q/DQ pairs; "
+    "or model.plan, in TensorRT.",
 )
 @click.option("--batch-size", type=click.IntRange(1, 1024), default=8, show_default=True, metavar="N")
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="Take N images, drawn by the seed. [default: all]")
@@ -107,14 +108,17 @@ def _other(folder: Path, file: str, runtime: str) -> Session:
     """A graph of the folder that is not the one to be chosen."""
     from .quantizing import FOR_TENSORRT
     from .runtime import onnxruntime
+    from .runtime.engine import load_engine
     from .runtime.threads import available_threads
 
     path = folder / file
     if runtime == "openvino":
         raise InputError("--file is run in ONNX Runtime; leave out --runtime.")
     if not path.is_file():
-        graphs = ", ".join(sorted(each.name for each in folder.glob("*.onnx")))
+        graphs = ", ".join(sorted(each.name for each in folder.glob("model*") if each.suffix in (".onnx", ".plan")))
         raise InputError(f"{path} does not exist; {folder} holds {graphs}.")
+    if path.suffix == ".plan":
+        return load_engine(path)
     try:
         return onnxruntime.open_session(path, threads=available_threads(), literal=file == FOR_TENSORRT)
     except onnxruntime.LOAD_ERRORS as error:

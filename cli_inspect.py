@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""metaformer-export inspect: what a checkpoint is."""
+"""metaformer-export inspect: what a checkpoint is, or an output folder."""
 
 from __future__ import annotations
 
@@ -14,13 +14,17 @@ if TYPE_CHECKING:
     from .models.identify import Identity
 
 
-@click.command("inspect", short_help="Say what a checkpoint is.")
-@click.argument("file", type=click.Path(path_type=Path))
+@click.command("inspect", short_help="Say what a checkpoint or an output folder is.")
+@click.argument("file", metavar="FILE|DIR", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def inspect_command(file: Path, as_json: bool, debug: bool) -> int:
-    """Say which model the checkpoint FILE is of, and whose names it uses."""
+    """Say which model the checkpoint FILE is of, and whose names it uses; or
+    what the output folder DIR holds, and what is true of it.
+    """
     del debug  # main looks for it, whichever command it follows
+    if file.is_dir():
+        return _folder(file, as_json)
     from .models.checkpoints import read_checkpoint
     from .models.identify import identify
 
@@ -70,3 +74,43 @@ def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
         ("tensors", f"{facts['tensors']}, {facts['parameters']:,} parameters"),
         ("sha256", facts["sha256"]),
     ]
+
+
+def _folder(folder: Path, as_json: bool) -> int:
+    """Print what the manifest of an output folder says."""
+    from .delivered import read_manifest
+
+    manifest = read_manifest(folder)
+    if as_json:
+        click.echo(json.dumps(manifest, indent=2))
+        return 0
+    model, precision, choice = manifest["model"], manifest["precision"], manifest["choice"]
+    height, width = model["image_size"]
+    lines = [
+        ("model", f"{model['name']} ({model['short_name']}), {height}x{width}, {model['weights']}"),
+        ("precision", f"{precision['requested']}, inputs and outputs {precision['io']}"),
+        ("status", f"{manifest['status']}, made {manifest['created']} on {manifest['machine']}"),
+        *((("file", f"{name}, {entry['bytes'] / 1e6:.1f} MB") for name, entry in manifest["outputs"].items())),
+        *((("choice", f"{choice['file']} in {choice['runtime']}, {choice['median_ms']:.1f} ms"),) if choice else ()),
+        *(_engine_lines(manifest["tensorrt"]) if manifest["tensorrt"] else ()),
+    ]
+    for title, text in lines:
+        click.echo(f"{title:12s}{text}")
+    return 0
+
+
+def _engine_lines(engine: dict[str, Any]) -> list[tuple[str, str]]:
+    """What the engine is, group by group, against what was asked for."""
+    report, batch = engine["report"], ":".join(map(str, engine["batch"]))
+    lines = [("engine", f"TensorRT {engine['version']} for {engine['gpu']}, from {engine['source']}, batch {batch}")]
+    for group, wanted in report["wanted"].items():
+        lines.append(("", f"{group}: asked for {_counted(wanted)}; computes {_counted(report['got'].get(group, {}))}"))
+    plugins = _counted(report["plugins"])
+    lines.append(("layers", f"{report['layers']}, {report['reformats']} reformats, plugins {plugins}"))
+    for each in report["fallen_back"]:
+        lines.append(("fell back", f"{', '.join(each['modules'])}: float32 instead of {each['wanted']}"))
+    return lines
+
+
+def _counted(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in counts.items()) or "none"

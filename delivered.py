@@ -36,6 +36,13 @@ def read_spec(folder: Path) -> ModelSpec:
         raise InputError(f"{path} is damaged ({error}); export the model again.") from error
 
 
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of an output folder; InputError if there is none, or it is damaged."""
+    read_spec(folder)
+    content: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    return content
+
+
 def eager_model(spec: ModelSpec, checkpoint: Path | None) -> nn.Module | None:
     """The model that was exported, in eval mode; None where it needs its checkpoint, which is not given.
 

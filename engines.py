@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,6 @@ from .errors import EngineError
 from .export.ops.mixer_op import DOMAIN
 from .options import ExportOptions
 from .progress import Progress
-from .proving import File
 from .quantizing import FOR_TENSORRT
 from .runtime import bench
 from .runtime.tensorrt import environment as tensorrt
@@ -32,10 +31,27 @@ _TURN = 5
 
 
 @dataclass(frozen=True)
+class Source:
+    """An .onnx file that an engine can be built from, and the graph in it."""
+
+    path: Path
+    model: ir.Model
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def plugins(self) -> tuple[str, ...]:
+        """Mixer ops of the graph, each once."""
+        return tuple(dict.fromkeys(node.op_type for node in self.model.graph if node.domain == DOMAIN))
+
+
+@dataclass(frozen=True)
 class _Made:
     """An engine that is in memory only, loaded."""
 
-    source: File
+    source: Source
     built: Built
     session: Session
     findings: tuple[Finding, ...]
@@ -46,7 +62,7 @@ def wants_engine(options: ExportOptions) -> bool:
     return options.target == "tensorrt" or (options.target == "auto" and tensorrt.available())
 
 
-def build_engine(files: tuple[File, ...], options: ExportOptions, folder: Path, progress: Progress) -> Engine:
+def build_engine(files: Sequence[Source], options: ExportOptions, folder: Path, progress: Progress) -> Engine:
     """Build model.plan in `folder` from the file that is for TensorRT.
 
     Where a model has mixer ops and nobody said how they are to be lowered, an engine with plugins and one of
@@ -56,7 +72,7 @@ def build_engine(files: tuple[File, ...], options: ExportOptions, folder: Path, 
         MissingDependencyError: TensorRT or a GPU is not there.
         EngineError: TensorRT refuses the file, or builds no engine from it.
     """
-    sources = _sources(files, options)
+    sources = _for_tensorrt(files, options)
     with progress.stage("engine") as done:
         made = [_made(source, options, progress) for source in sources]
         times = _timed(made, options.batch.usual) if len(made) > 1 else {}
@@ -71,22 +87,22 @@ def build_engine(files: tuple[File, ...], options: ExportOptions, folder: Path, 
     return engine
 
 
-def _sources(files: tuple[File, ...], options: ExportOptions) -> list[File]:
+def _for_tensorrt(files: Sequence[Source], options: ExportOptions) -> list[Source]:
     """Files to build from: one, or that with plugins and that without."""
     by_name = {file.name: file for file in files}
     if (quantised := by_name.get(FOR_TENSORRT)) is not None:
         return [quantised]
-    with_plugins = [file for file in files if _plugins(file.converted.model.graph)]
-    if not with_plugins or not options.plugins:
-        return [files[0]]
-    return with_plugins[:1] if options.lowering else [with_plugins[0], files[0]]
+    plain, *others = files
+    with_plugins = next((file for file in others if file.plugins), None)
+    if with_plugins is None or not options.plugins:
+        return [plain]
+    return [with_plugins] if options.lowering else [with_plugins, plain]
 
 
-def _made(source: File, options: ExportOptions, progress: Progress) -> _Made:
-    model, batch = source.converted.model, _batch(options)
-    plugins, version = _plugins(model.graph), tensorrt.environment().version
-    findings = lint(model, version, batch=batch)
-    refused = [each.message for each in check_support(model, version, frozenset(plugins))]
+def _made(source: Source, options: ExportOptions, progress: Progress) -> _Made:
+    batch, version = _batch(options), tensorrt.environment().version
+    findings = lint(source.model, version, batch=batch)
+    refused = [each.message for each in check_support(source.model, version, frozenset(source.plugins))]
     refused += [each.message for each in findings if each.severity == "error"]
     if refused:
         more = f" ({len(refused) - 1} more like it)" if len(refused) > 1 else ""
@@ -102,7 +118,7 @@ def _made(source: File, options: ExportOptions, progress: Progress) -> _Made:
                 told(share - reached)
                 reached = share
 
-        built = build(source.path, options.engine, batch, plugins=plugins, told=stepped)
+        built = build(source.path, options.engine, batch, plugins=source.plugins, told=stepped)
     host_code, graph = options.engine.version_compatible, options.engine.cuda_graph
     return _Made(source, built, session_of(built.plan, host_code=host_code, cuda_graph=graph), findings)
 
@@ -117,26 +133,22 @@ def _timed(made: list[_Made], batch: int) -> dict[str, float]:
 
 
 def _engine(best: _Made, path: Path, options: ExportOptions, times: Mapping[str, float]) -> Engine:
-    found, graph = best.built.environment, best.source.converted.model.graph
+    found = best.built.environment
     return Engine(
         path=path,
         source=best.source.name,
         version=found.version_text,
         gpu=found.gpu,
         architecture=found.architecture,
-        plugins=_plugins(graph),
+        plugins=best.source.plugins,
         batch=_batch(options),
         options=options.engine,
         seconds=best.built.seconds,
-        report=examine(information(best.session.engine), graph),
+        report=examine(information(best.session.engine), best.source.model.graph),
         warnings=best.built.warnings,
         findings=tuple(each.message for each in best.findings),
         milliseconds=dict(times),
     )
-
-
-def _plugins(graph: ir.Graph) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(node.op_type for node in graph if node.domain == DOMAIN))
 
 
 def _batch(options: ExportOptions) -> Batch:

@@ -13,7 +13,7 @@ from .calibrating import CALIBRATION, calibrated, opened, planned
 from .calibration.dataset import held_out
 from .calibration.images import ImageSet, load_images
 from .candidates import judge_candidates
-from .engines import build_engine, wants_engine
+from .engines import Source, build_engine, wants_engine
 from .export.collector import set_aside
 from .export.lower import lower_all
 from .export.ops.choosing import choose
@@ -67,7 +67,10 @@ def run_export(options: ExportOptions, progress: Progress | None = None) -> Expo
                 calibration.write(staging / CALIBRATION)
             if files[0].large:
                 eager.leave_weights_in(loaded.module, staging / f"{eager.NAME}{WEIGHTS}")
-        engine = build_engine(files, options, staging, progress) if wants_engine(options) else None
+        engine = None
+        if wants_engine(options):
+            sources = [Source(file.path, file.converted.model) for file in files]
+            engine = build_engine(sources, options, staging, progress)
         proved = prove(files, beyond, judge, options, progress)
         proof = proved.report
         stopwatch = Stopwatch(loaded.module, images, options)

@@ -13,7 +13,8 @@ from ..errors import InputError, MetaformerExportError
 from .session import Session
 from .threads import available_threads
 
-RuntimeName = Literal["auto", "onnxruntime", "openvino"]
+_PLAN = ".plan"
+RuntimeName = Literal["auto", "onnxruntime", "openvino", "tensorrt"]
 
 
 @dataclass(frozen=True)
@@ -27,19 +28,22 @@ def load_engine(path: str | Path, *, runtime: RuntimeName = "auto", threads: int
     """Load an exported model for inference.
 
     Args:
-        path: an output folder of this tool or an .onnx file.
+        path: an output folder of this tool, an .onnx file or an engine (.plan).
         runtime: "auto" runs a folder as its `choice` says (the fastest way that passed where it was exported), and
             in ONNX Runtime where there is no choice; the others are taken as they are named.
         threads: None takes all cores this process may use.
 
     Raises:
         InputError: there is no such file, or it is no model that the runtime can load.
-        MissingDependencyError: the runtime is not installed, or lacks the precision on this CPU.
+        MissingDependencyError: the runtime is not installed, or lacks the precision on this CPU, or a GPU.
+        EngineError: an engine is of another TensorRT or GPU.
     """
     if runtime not in ("auto", *_OPEN):
         raise InputError(f"unknown runtime {runtime!r}; it is one of auto, {', '.join(_OPEN)}.")
     way = _way(Path(path), runtime)
     if not way.file.is_file():
+        if way.file.suffix == _PLAN and way.file.parent.is_dir():
+            raise InputError(f"{way.file} does not exist; metaformer-export build {way.file.parent} makes it.")
         raise InputError(f"{way.file} does not exist; give an output folder of metaformer-export or an .onnx file.")
     return _OPEN[way.runtime](way, threads or available_threads())
 
@@ -47,7 +51,10 @@ def load_engine(path: str | Path, *, runtime: RuntimeName = "auto", threads: int
 def _way(path: Path, runtime: RuntimeName) -> _Way:
     """Which runtime opens which file."""
     if not path.is_dir():
-        return _Way("onnxruntime" if runtime == "auto" else runtime, path)
+        usual = "tensorrt" if path.suffix == _PLAN else "onnxruntime"
+        return _Way(usual if runtime == "auto" else runtime, path)
+    if runtime == "tensorrt":
+        return _Way(runtime, path / f"model{_PLAN}")
     choice = _choice(path)
     chosen = str(choice.get("runtime", "onnxruntime")).removesuffix("-cpu")
     if runtime not in ("auto", chosen) or chosen not in _OPEN:
@@ -59,14 +66,19 @@ def _way(path: Path, runtime: RuntimeName) -> _Way:
 
 def _choice(folder: Path) -> Mapping[str, object]:
     """What the manifest of a folder says is to be run; nothing where there is none."""
+    return _said(folder, "choice") or {}
+
+
+def _said(folder: Path, key: str) -> Mapping[str, object] | None:
+    """An entry of a folder's manifest; None where there is none."""
     manifest = folder / "manifest.json"
     if not manifest.is_file():
-        return {}
+        return None
     try:
-        choice = json.loads(manifest.read_text(encoding="utf-8")).get("choice")
+        entry = json.loads(manifest.read_text(encoding="utf-8")).get(key)
     except (ValueError, AttributeError) as error:
         raise InputError(f"{manifest} is damaged: {error}; give the .onnx file itself.") from error
-    return choice if isinstance(choice, dict) else {}
+    return entry if isinstance(entry, dict) else None
 
 
 def _in_onnxruntime(way: _Way, threads: int) -> Session:
@@ -90,4 +102,15 @@ def _in_openvino(way: _Way, threads: int) -> Session:
         raise type(error)(f"{way.file} cannot be run by OpenVINO: {error}{other}") from error
 
 
-_OPEN: Mapping[str, Callable[[_Way, int], Session]] = {"onnxruntime": _in_onnxruntime, "openvino": _in_openvino}
+def _in_tensorrt(way: _Way, threads: int) -> Session:
+    from .tensorrt.loading import load
+
+    del threads
+    return load(way.file, _said(way.file.parent, "tensorrt"))
+
+
+_OPEN: Mapping[str, Callable[[_Way, int], Session]] = {
+    "onnxruntime": _in_onnxruntime,
+    "openvino": _in_openvino,
+    "tensorrt": _in_tensorrt,
+}
