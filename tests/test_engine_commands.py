@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Engines as far as a machine without TensorRT or a GPU goes: what is asked for, what is said, what is left alone."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import support
+from tensorrt_contract.harness import VERSIONS, run_in_bindings
+
+from metaformer_export import load_engine
+from metaformer_export.cli import main
+from metaformer_export.engines import Source, _for_tensorrt
+from metaformer_export.errors import InputError
+from metaformer_export.export.lower import lower_all
+from metaformer_export.export.ops.choosing import choose, parse_lowering
+from metaformer_export.export.ops.mixer_op import DOMAIN
+from metaformer_export.export.trace import Traced, trace
+from metaformer_export.models import hornet
+from metaformer_export.models.family import BuildOptions
+from metaformer_export.options import ENGINE_BATCH, ExportOptions
+from metaformer_export.request import resolved
+
+WAYS = ('pip install "metaformer-export[tensorrt]"', "docker run --gpus all metaformer-export:latest")
+
+
+@pytest.fixture(scope="module")
+def traced() -> Traced:
+    module = support.fill_golden(hornet.HorNet(support.SMALL_GF, BuildOptions()))
+    return trace(module, support.spec_for("hornet_test_gf"))
+
+
+@pytest.fixture(scope="module")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that was exported without an engine."""
+    support.install_small_family()
+    folder = tmp_path_factory.mktemp("engine") / "made"
+    assert main(["--model", "hornet_test", "--target", "onnx", "--output", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture
+def exported(once: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of it, below the current folder."""
+    monkeypatch.chdir(tmp_path)
+    return Path(shutil.copytree(once, tmp_path / "made"))
+
+
+@pytest.mark.parametrize("asked", [["--target", "tensorrt"], ["--no-tf32"], ["--workspace", "512", "--fp16"]])
+def test_an_engine_without_tensorrt_is_exit_code_3_and_nothing_is_written(
+    asked: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    support.install_small_family()
+    monkeypatch.chdir(tmp_path)
+    assert main(["--model", "hornet_test", *asked]) == 3
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("metaformer-export: error: TensorRT is not installed; ")
+    assert all(way in said for way in WAYS)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_building_in_a_folder_without_tensorrt_leaves_it_as_it_is(
+    exported: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {path.name: path.read_bytes() for path in exported.iterdir()}
+    assert main(["build", "made"]) == 3
+    said = capsys.readouterr().err
+    assert all(way in said for way in WAYS)
+    assert {path.name: path.read_bytes() for path in exported.iterdir()} == before
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_with_tensorrt_and_no_gpu_the_build_ends_with_our_message(version: str, exported: Path) -> None:
+    code = f"""
+from metaformer_export.cli import main
+raise SystemExit(main(["build", {str(exported)!r}]))
+"""
+    done = run_in_bindings(version, code, timeout=120)
+    assert done.returncode == 3, done.stderr
+    assert f"TensorRT {version} is installed, but " in done.stderr
+    assert all(way in done.stderr for way in WAYS)
+    assert "Traceback" not in done.stderr
+    assert sorted(path.name for path in exported.iterdir()) == sorted(
+        ["bench.json", "manifest.json", "model.onnx", "parity.json", "report.html"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "hornet_test", "--target", "onnx", "--refit"], "options of an engine go with --target tensorrt"),
+        (["--model", "hornet_test", "--lowering", "Fourier=plugin"], "OP one of GlobalFilter, BalancedClustering"),
+        (["--model", "hornet_test", "--lowering", "LocalAttention=native"], "only GlobalFilter has operators"),
+        (["--model", "hornet_test", "--optimization-level", "6"], "--optimization-level takes 0 to 5; got 6"),
+        (["build", "nowhere"], "nowhere is no output folder of metaformer-export"),
+        (["build", ".", "--batch", "8:1:2"], "--batch needs 1 <= MIN <= OPT <= MAX"),
+    ],
+)
+def test_wrong_input_is_a_line_and_exit_code_2(
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    support.install_small_family()
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    (said,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert message in said
+
+
+def test_an_engine_that_is_not_there_says_what_makes_it(exported: Path) -> None:
+    with pytest.raises(InputError, match=r"made/model.plan does not exist; metaformer-export build \S*made makes it"):
+        load_engine(exported, runtime="tensorrt")
+
+
+def test_inspect_says_what_a_folder_holds(exported: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(exported)]) == 0
+    said = capsys.readouterr().out
+    assert "hornet_test" in said
+    assert "model.onnx, " in said
+    assert "status      passed" in said
+    assert main(["inspect", str(exported), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["tensorrt"] is None
+
+
+def test_inspect_shows_an_engine_group_by_group(exported: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    manifest = json.loads((exported / "manifest.json").read_text())
+    manifest["tensorrt"] = {
+        "version": "11.4.0.106",
+        "gpu": "made up",
+        "source": "model.onnx",
+        "batch": [1, 8, 32],
+        "report": {
+            "layers": 7,
+            "wanted": {"stages.0": {"fp16": 4}, "head": {"fp32": 1}},
+            "got": {"stages.0": {"fp16": 2, "fp32": 1}},
+            "fallen_back": [{"layer": "x", "modules": ["stages.0.mlp"], "wanted": "fp16"}],
+            "reformats": 2,
+            "casts": 0,
+            "plugins": {"GlobalFilter": 3},
+        },
+    }
+    (exported / "manifest.json").write_text(json.dumps(manifest))
+    assert main(["inspect", str(exported)]) == 0
+    said = capsys.readouterr().out
+    assert "stages.0: asked for 4 fp16; computes 2 fp16, 1 fp32" in said
+    assert "head: asked for 1 fp32; computes none" in said
+    assert "7, 2 reformats, plugins 3 GlobalFilter" in said
+    assert "stages.0.mlp: float32 instead of fp16" in said
+
+
+def test_the_default_batch_is_for_an_engine_only_where_one_is_built() -> None:
+    assert resolved(ExportOptions(model="hornet_t")).batch.usual == 1
+    assert (ENGINE_BATCH.smallest, ENGINE_BATCH.usual, ENGINE_BATCH.largest) == (1, 8, 32)
+
+
+def test_mixer_ops_are_plugins_unless_asked_otherwise(traced: Traced) -> None:
+    assert choose(traced.model.graph, {}) == ({"GlobalFilter": "plugin"}, [])
+    assert choose(traced.model.graph, {}, plugins=False) == ({"GlobalFilter": "portable"}, [])
+    assert choose(traced.model.graph, dict([parse_lowering("GlobalFilter=native")]))[0] == {"GlobalFilter": "native"}
+
+
+def test_a_map_that_a_kernel_cannot_take_goes_in_standard_operators_and_is_said() -> None:
+    module = support.fill_golden(hornet.HorNet(support.SMALL_GF, BuildOptions()))
+    wide = trace(module, support.spec_for("hornet_test_gf", (640, 640)))
+    chosen, notes = choose(wide.model.graph, {})
+    assert chosen == {"GlobalFilter": "portable"}
+    assert notes == [
+        "GlobalFilter goes to TensorRT in standard operators: GlobalFilter's kernel takes maps of at most 32x32, "
+        "got 40x40."
+    ]
+    with pytest.raises(InputError, match=r"--lowering GlobalFilter=plugin cannot be: .* use GlobalFilter=portable"):
+        choose(wide.model.graph, {"GlobalFilter": "plugin"})
+
+
+@pytest.mark.parametrize("form", ["portable", "native"])
+def test_the_form_for_tensorrt_computes_the_same_however_ops_are_lowered(traced: Traced, form: str) -> None:
+    plugin, written = (lower_all(traced, ("plugin",), lowering)[0] for lowering in ({}, {"GlobalFilter": form}))
+    ops = {node.op_type for node in written.model.graph}
+    assert ("DFT" in ops) == (form == "native")
+    assert not any(node.domain == DOMAIN for node in written.model.graph)
+    x = support.image(2, 3, 224, 224)
+    (want,), (got,) = (support.run_model(each.model, x) for each in (plugin, written))
+    assert support.relative_error(got, want) <= 1e-5
+
+
+def test_an_engine_is_built_from_the_file_that_is_for_tensorrt(traced: Traced) -> None:
+    portable, plugin = lower_all(traced, ("portable", "plugin"))
+    plain, with_plugins = Source(Path("model.onnx"), portable.model), Source(Path("model.plugin.onnx"), plugin.model)
+    quantised = Source(Path("model.tensorrt.onnx"), portable.model)
+    assert with_plugins.plugins == ("GlobalFilter",)
+
+    def names(*files: Source, options: ExportOptions = ExportOptions()) -> list[str]:  # noqa: B008
+        return [each.name for each in _for_tensorrt(files, options)]
+
+    assert names(plain) == ["model.onnx"]
+    assert names(plain, with_plugins) == ["model.plugin.onnx", "model.onnx"]
+    assert names(plain, with_plugins, options=ExportOptions(plugins=False)) == ["model.onnx"]
+    assert names(plain, with_plugins, options=ExportOptions(lowering={"GlobalFilter": "plugin"})) == [
+        "model.plugin.onnx"
+    ]
+    assert names(plain, quantised) == ["model.tensorrt.onnx"]
