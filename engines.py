@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import onnx_ir as ir
@@ -20,6 +21,7 @@ from .runtime.tensorrt.building import Batch, Built, build
 from .runtime.tensorrt.engine import Engine
 from .runtime.tensorrt.inspecting import examine, information
 from .runtime.tensorrt.lint import Finding, lint
+from .runtime.tensorrt.loading import refit
 from .runtime.tensorrt.session import Session, session_of
 from .runtime.tensorrt.support import check_support
 
@@ -81,10 +83,18 @@ def build_engine(files: Sequence[Source], options: ExportOptions, folder: Path, 
         path.write_bytes(best.built.plan)
         engine = _engine(best, path, options, times)
         done(_said(engine))
-    for finding in best.findings:
-        if finding.severity == "warning":
-            progress.note(finding.message)
+    for text in warnings_of(best.findings):
+        progress.note(text)
     return engine
+
+
+def warnings_of(findings: Sequence[Finding]) -> list[str]:
+    """The first finding of every issue that may go wrong, and how many more there are of it."""
+    found: dict[str, list[str]] = {}
+    for each in findings:
+        if each.severity == "warning":
+            found.setdefault(each.issue, []).append(each.message)
+    return [f"{first}{f' {len(others)} more like it.' if others else ''}" for first, *others in found.values()]
 
 
 def _for_tensorrt(files: Sequence[Source], options: ExportOptions) -> list[Source]:
@@ -119,8 +129,14 @@ def _made(source: Source, options: ExportOptions, progress: Progress) -> _Made:
                 reached = share
 
         built = build(source.path, options.engine, batch, plugins=source.plugins, told=stepped)
-    host_code, graph = options.engine.version_compatible, options.engine.cuda_graph
-    return _Made(source, built, session_of(built.plan, host_code=host_code, cuda_graph=graph), findings)
+    session = session_of(
+        built.plan,
+        host_code=options.engine.version_compatible,
+        cuda_graph=options.engine.cuda_graph,
+        separate=bool(source.plugins),
+        refit=partial(refit, source=source.path) if options.engine.strip_plan else None,
+    )
+    return _Made(source, built, session, findings)
 
 
 def _timed(made: list[_Made], batch: int) -> dict[str, float]:

@@ -13,7 +13,7 @@ from tensorrt_contract.harness import VERSIONS, run_in_bindings
 
 from metaformer_export import load_engine
 from metaformer_export.cli import main
-from metaformer_export.engines import Source, _for_tensorrt
+from metaformer_export.engines import Source, _for_tensorrt, warnings_of
 from metaformer_export.errors import InputError
 from metaformer_export.export.lower import lower_all
 from metaformer_export.export.ops.choosing import choose, parse_lowering
@@ -23,6 +23,7 @@ from metaformer_export.models import hornet
 from metaformer_export.models.family import BuildOptions
 from metaformer_export.options import ENGINE_BATCH, ExportOptions
 from metaformer_export.request import resolved
+from metaformer_export.runtime.tensorrt.lint import lint
 
 WAYS = ('pip install "metaformer-export[tensorrt]"', "docker run --gpus all metaformer-export:latest")
 
@@ -201,3 +202,12 @@ def test_an_engine_is_built_from_the_file_that_is_for_tensorrt(traced: Traced) -
         "model.plugin.onnx"
     ]
     assert names(plain, quantised) == ["model.tensorrt.onnx"]
+
+
+def test_a_known_issue_is_told_once_with_the_number_of_its_places(traced: Traced) -> None:
+    (plugin,) = lower_all(traced, ("plugin",))
+    findings = lint(plugin.model, (11, 1), batch=(1, 8, 32))
+    (text,) = warnings_of(findings)
+    assert text.startswith("GlobalFilter of stages.2.0.gnconv.dwconv leaks GPU memory")
+    assert text.endswith(" 1 more like it.")
+    assert warnings_of(lint(plugin.model, (11, 1), batch=(8, 8, 8))) == []

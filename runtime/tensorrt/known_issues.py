@@ -140,7 +140,7 @@ KNOWN_ISSUES: tuple[KnownIssue, ...] = (
         None,
         patterns.is_plugin,
         "warning",
-        "Have one execution context for each batch size, or build for one batch size.",
+        "Sessions of this tool have one execution context for each batch size; others should.",
         changing_batch=True,
     ),
     KnownIssue(

@@ -47,6 +47,7 @@ def load(path: Path, made: Mapping[str, Any] | None = None) -> Session:
         plan,
         host_code=bool(options.get("version_compatible")),
         cuda_graph=bool(options.get("cuda_graph")),
+        separate=bool(made and made.get("plugins")),
         refit=None if source is None else lambda engine: refit(engine, source),
     )
 

@@ -33,8 +33,9 @@ class Tensor:
 
 @dataclass
 class _Buffers:
-    """Memory for one batch size, and the recorded run."""
+    """Memory for one batch size, what runs in it, and the recorded run."""
 
+    context: trt.IExecutionContext
     inputs: dict[str, torch.Tensor]
     outputs: dict[str, torch.Tensor]
     staging: dict[str, torch.Tensor]
@@ -47,6 +48,13 @@ class Session:
 
     Call it with a batch (B, C, H, W) in NumPy, and with clusterings by name where it takes any, to get float32 arrays
     in the order of the graph's outputs; `run` takes and gives tensors on the GPU and waits for nothing.
+
+    Attributes:
+        batch: the smallest and the largest that the engine is for.
+        kept: what TensorRT needs alive and keeps no reference to.
+        separate: every batch size has a context of its own. TensorRT 11.1 and 11.2 leak memory of ahead-of-time plugins
+            when the shapes of a context change (TensorRT issue 4849).
+        cuda_graph: a run at each batch size is recorded and replayed.
     """
 
     engine: trt.ICudaEngine
@@ -56,6 +64,7 @@ class Session:
     batch: tuple[int, int]
     messages: Messages
     kept: tuple[Any, ...] = ()
+    separate: bool = False
     cuda_graph: bool = False
     at_once: int = 1
     _stream: torch.cuda.Stream = field(default_factory=torch.cuda.Stream)
@@ -144,7 +153,8 @@ class Session:
     def _allocated(self, batch: int) -> _Buffers:
         inputs, outputs = ({t.name: _on_gpu(t, batch) for t in each} for each in (self.inputs, self.outputs))
         pinned = {name: torch.empty(x.shape, dtype=x.dtype, pin_memory=True) for name, x in (inputs | outputs).items()}
-        buffers = _Buffers(inputs, outputs, pinned)
+        context = _context(self.engine, self.messages) if self.separate and self._buffers else self.context
+        buffers = _Buffers(context, inputs, outputs, pinned)
         if self.cuda_graph:
             buffers.graph = self._recorded(buffers)
         return buffers
@@ -165,10 +175,10 @@ class Session:
             buffers.graph.replay()
             return
         for name, tensor in buffers.inputs.items():
-            self.context.set_input_shape(name, tuple(tensor.shape))
+            buffers.context.set_input_shape(name, tuple(tensor.shape))
         for name, tensor in (buffers.inputs | buffers.outputs).items():
-            self.context.set_tensor_address(name, tensor.data_ptr())
-        if not self.context.execute_async_v3(torch.cuda.current_stream().cuda_stream):
+            buffers.context.set_tensor_address(name, tensor.data_ptr())
+        if not buffers.context.execute_async_v3(torch.cuda.current_stream().cuda_stream):
             raise EngineError(f"TensorRT did not run the engine: {advised(self.messages.errors)}")
 
 
@@ -177,6 +187,7 @@ def session_of(
     *,
     host_code: bool = False,
     cuda_graph: bool = False,
+    separate: bool = False,
     refit: Callable[[trt.ICudaEngine], None] | None = None,
 ) -> Session:
     """Load an engine.
@@ -184,6 +195,7 @@ def session_of(
     Args:
         host_code: the engine was built version-compatible, and brings code of its own that has to be allowed.
         cuda_graph: record a run at each batch size and replay it.
+        separate: give every batch size a context of its own, as ahead-of-time plugins want it.
         refit: puts weights into an engine that has none.
 
     Raises:
@@ -205,15 +217,20 @@ def session_of(
         raise EngineError(f"TensorRT does not load the engine: {advised(messages.errors)}")
     if refit is not None:
         refit(engine)
-    context: trt.IExecutionContext | None = engine.create_execution_context()
-    if context is None:
-        raise EngineError(f"TensorRT gives the engine no context: {advised(messages.errors)}")
+    context = _context(engine, messages)
     tensors = [_tensor(engine, engine.get_tensor_name(index)) for index in range(engine.num_io_tensors)]
     modes = {each.name: engine.get_tensor_mode(each.name) for each in tensors}
     inputs = tuple(each for each in tensors if modes[each.name] == trt.TensorIOMode.INPUT)
     outputs = tuple(each for each in tensors if modes[each.name] == trt.TensorIOMode.OUTPUT)
     kept = (logger, recorder, runtime)
-    return Session(engine, context, inputs, outputs, _batches(engine, inputs), messages, kept, cuda_graph)
+    return Session(engine, context, inputs, outputs, _batches(engine, inputs), messages, kept, separate, cuda_graph)
+
+
+def _context(engine: trt.ICudaEngine, messages: Messages) -> trt.IExecutionContext:
+    context: trt.IExecutionContext | None = engine.create_execution_context()
+    if context is None:
+        raise EngineError(f"TensorRT gives the engine no context: {advised(messages.errors)}")
+    return context
 
 
 def _tensor(engine: trt.ICudaEngine, name: str) -> Tensor:

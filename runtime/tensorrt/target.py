@@ -46,8 +46,14 @@ def opener(options: EngineOptions, batch: Batch) -> Callable[..., Session]:
             source = model if isinstance(model, Path) else Path(folder) / model.name
             if isinstance(model, ModelFile):
                 replace(model, embedded=False).write(source)
-            built = build(source, replace(options, strip_plan=False), batch, plugins=plugins_in(source))
-        return session_of(built.plan, host_code=options.version_compatible, cuda_graph=options.cuda_graph)
+            plugins = plugins_in(source)
+            built = build(source, replace(options, strip_plan=False), batch, plugins=plugins)
+        return session_of(
+            built.plan,
+            host_code=options.version_compatible,
+            cuda_graph=options.cuda_graph,
+            separate=bool(plugins),
+        )
 
     return open_session
 
