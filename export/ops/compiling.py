@@ -79,7 +79,8 @@ def compile_kernel(
     launch, function = kernel.launch(shapes, attributes), kernel.load()
     source = ASTSource(function, _signature(kernel, function, launch, dtype), dict(launch.constants), _aligned(kernel))
     version = _PTX_VERSIONS[max(first for first in _PTX_VERSIONS if first <= architecture)]
-    options = {"num_warps": launch.warps, "ptx_version": version}
+    # Fused products are on unless a later Triton turns them off.
+    options = {"num_warps": launch.warps, "ptx_version": version, "enable_fp_fusion": True}
     made = triton.compile(source, target=GPUTarget("cuda", architecture, _WARP), options=options)
     scratch = {name: getattr(made.metadata, f"{name}_scratch_size", 0) for name in ("global", "profile")}
     if any(scratch.values()):

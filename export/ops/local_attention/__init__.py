@@ -4,6 +4,7 @@
 from ..mixer_op import MixerOp
 from .function import function
 from .op import OP_TYPE
+from .plugin import KERNEL
 from .portable import expand
 
 OP = MixerOp(
@@ -11,4 +12,5 @@ OP = MixerOp(
     attributes=("heads", "window", "stride", "scale"),
     function=function,
     portable=expand,
+    kernel=KERNEL,
 )
