@@ -68,13 +68,14 @@ def build_engine(files: Sequence[Source], options: ExportOptions, folder: Path, 
     """Build model.plan in `folder` from the file that is for TensorRT.
 
     Where a model has mixer ops and nobody said how they are to be lowered, an engine with plugins and one of
-    standard operators are built, timed side by side on the GPU, and the faster one is kept.
+    standard operators are built, timed side by side on the GPU, and the faster one is kept; with a TensorRT whose
+    plugins need Python at run time, the one of standard operators alone.
 
     Raises:
         MissingDependencyError: TensorRT or a GPU is not there.
         EngineError: TensorRT refuses the file, or builds no engine from it.
     """
-    sources = _for_tensorrt(files, options)
+    sources = _for_tensorrt(files, options, tensorrt.environment().version)
     with progress.stage("engine") as done:
         made = [_made(source, options, progress) for source in sources]
         times = _timed(made, options.batch.usual) if len(made) > 1 else {}
@@ -97,7 +98,7 @@ def warnings_of(findings: Sequence[Finding]) -> list[str]:
     return [f"{first}{f' {len(others)} more like it.' if others else ''}" for first, *others in found.values()]
 
 
-def _for_tensorrt(files: Sequence[Source], options: ExportOptions) -> list[Source]:
+def _for_tensorrt(files: Sequence[Source], options: ExportOptions, version: tuple[int, ...]) -> list[Source]:
     """Files to build from: one, or that with plugins and that without."""
     by_name = {file.name: file for file in files}
     if (quantised := by_name.get(FOR_TENSORRT)) is not None:
@@ -106,7 +107,9 @@ def _for_tensorrt(files: Sequence[Source], options: ExportOptions) -> list[Sourc
     with_plugins = next((file for file in others if file.plugins), None)
     if with_plugins is None or not options.plugins:
         return [plain]
-    return [with_plugins] if options.lowering else [with_plugins, plain]
+    if options.lowering:
+        return [with_plugins]
+    return [with_plugins, plain] if version >= tensorrt.AHEAD_OF_TIME else [plain]
 
 
 def _made(source: Source, options: ExportOptions, progress: Progress) -> _Made:
@@ -163,7 +166,11 @@ def _engine(best: _Made, path: Path, options: ExportOptions, times: Mapping[str,
         report=examine(information(best.session.engine), best.source.model.graph),
         warnings=best.built.warnings,
         findings=tuple(each.message for each in best.findings),
-        milliseconds=dict(times),
+        compared=dict(times),
+        gpu_milliseconds={
+            batch: bench.median(best.session.gpu_milliseconds(batch, _RUNS))
+            for batch in sorted({options.batch.smallest, options.batch.usual})
+        },
     )
 
 
@@ -180,5 +187,7 @@ def _said(engine: Engine) -> str:
     parts = [f"TensorRT {engine.version} on {engine.gpu}", f"{report.layers} layers, nodes {precision or 'unnamed'}"]
     parts += [f"plugins {plugins}"] if plugins else []
     parts += [f"{report.reformats} reformats"] if report.reformats else []
-    parts += [f"{name} {ms:.2f} ms" for name, ms in engine.milliseconds.items()]
+    parts += [f"batch {batch} {ms:.2f} ms on the GPU" for batch, ms in engine.gpu_milliseconds.items()]
+    if engine.compared:
+        parts.append("compared: " + ", ".join(f"{name} {ms:.2f} ms" for name, ms in engine.compared.items()))
     return ", ".join(parts)

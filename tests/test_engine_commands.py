@@ -192,11 +192,12 @@ def test_an_engine_is_built_from_the_file_that_is_for_tensorrt(traced: Traced) -
     quantised = Source(Path("model.tensorrt.onnx"), portable.model)
     assert with_plugins.plugins == ("GlobalFilter",)
 
-    def names(*files: Source, options: ExportOptions = ExportOptions()) -> list[str]:  # noqa: B008
-        return [each.name for each in _for_tensorrt(files, options)]
+    def names(*files: Source, options: ExportOptions | None = None, version: tuple[int, ...] = (11, 4)) -> list[str]:
+        return [each.name for each in _for_tensorrt(files, options or ExportOptions(), version)]
 
     assert names(plain) == ["model.onnx"]
     assert names(plain, with_plugins) == ["model.plugin.onnx", "model.onnx"]
+    assert names(plain, with_plugins, version=(10, 8)) == ["model.onnx"]
     assert names(plain, with_plugins, options=ExportOptions(plugins=False)) == ["model.onnx"]
     assert names(plain, with_plugins, options=ExportOptions(lowering={"GlobalFilter": "plugin"})) == [
         "model.plugin.onnx"

@@ -64,7 +64,8 @@ class Engine:
         batch: smallest, usual and largest.
         warnings: what the builder said.
         findings: known issues that the file meets, and what to do about each.
-        milliseconds: on the GPU at the usual batch, by source, where two were compared.
+        compared: milliseconds on the GPU at the usual batch, by source, where an engine of each was timed.
+        gpu_milliseconds: of this engine at its smallest and usual batch, by CUDA events, without copies.
     """
 
     path: Path
@@ -79,7 +80,8 @@ class Engine:
     report: EngineReport
     warnings: tuple[str, ...] = ()
     findings: tuple[str, ...] = ()
-    milliseconds: Mapping[str, float] = field(default_factory=dict)
+    compared: Mapping[str, float] = field(default_factory=dict)
+    gpu_milliseconds: Mapping[int, float] = field(default_factory=dict)
 
     @property
     def failures(self) -> tuple[str, ...]:

@@ -308,3 +308,8 @@ def test_the_table_is_of_operators_and_types_that_there_are() -> None:
     kinds = Counter(kind for operator in operators().values() for kind in operator.types)
     assert set(kinds) == {"FP32", "FP16", "BF16", "FP8", "FP4", "INT4", "INT8", "INT32", "INT64", "UINT8", "BOOL"}
     assert len(operators()) == 145
+
+
+def test_no_mixer_op_is_called_like_an_operator_of_the_parser() -> None:
+    """The parser takes a builtin of a node's name, whatever the node's domain is."""
+    assert len({op.op_type for op in OPS} - set(operators())) == len(OPS) >= 4
