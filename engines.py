@@ -11,6 +11,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from .errors import EngineError
+from .export.ops.compiling import ARCHITECTURES
 from .export.ops.mixer_op import DOMAIN
 from .options import ExportOptions
 from .progress import Progress
@@ -68,14 +69,14 @@ def build_engine(files: Sequence[Source], options: ExportOptions, folder: Path, 
     """Build model.plan in `folder` from the file that is for TensorRT.
 
     Where a model has mixer ops and nobody said how they are to be lowered, an engine with plugins and one of
-    standard operators are built, timed side by side on the GPU, and the faster one is kept; with a TensorRT whose
-    plugins need Python at run time, the one of standard operators alone.
+    standard operators are built, timed side by side on the GPU, and the faster one is kept; for a TensorRT whose
+    plugins need Python at run time, or a GPU that the kernels are too new for, the one of standard operators alone.
 
     Raises:
         MissingDependencyError: TensorRT or a GPU is not there.
         EngineError: TensorRT refuses the file, or builds no engine from it.
     """
-    sources = _for_tensorrt(files, options, tensorrt.environment().version)
+    sources = _for_tensorrt(files, options, tensorrt.environment())
     with progress.stage("engine") as done:
         made = [_made(source, options, progress) for source in sources]
         times = _timed(made, options.batch.usual) if len(made) > 1 else {}
@@ -84,7 +85,7 @@ def build_engine(files: Sequence[Source], options: ExportOptions, folder: Path, 
         path.write_bytes(best.built.plan)
         engine = _engine(best, path, options, times)
         done(_said(engine))
-    for text in warnings_of(best.findings):
+    for text in (*best.built.notes, *warnings_of(best.findings)):
         progress.note(text)
     return engine
 
@@ -98,7 +99,7 @@ def warnings_of(findings: Sequence[Finding]) -> list[str]:
     return [f"{first}{f' {len(others)} more like it.' if others else ''}" for first, *others in found.values()]
 
 
-def _for_tensorrt(files: Sequence[Source], options: ExportOptions, version: tuple[int, ...]) -> list[Source]:
+def _for_tensorrt(files: Sequence[Source], options: ExportOptions, found: tensorrt.Environment) -> list[Source]:
     """Files to build from: one, or that with plugins and that without."""
     by_name = {file.name: file for file in files}
     if (quantised := by_name.get(FOR_TENSORRT)) is not None:
@@ -109,7 +110,8 @@ def _for_tensorrt(files: Sequence[Source], options: ExportOptions, version: tupl
         return [plain]
     if options.lowering:
         return [with_plugins]
-    return [with_plugins, plain] if version >= tensorrt.AHEAD_OF_TIME else [plain]
+    can_carry_kernels = found.version >= tensorrt.AHEAD_OF_TIME and found.architecture >= ARCHITECTURES[0]
+    return [with_plugins, plain] if can_carry_kernels else [plain]
 
 
 def _made(source: Source, options: ExportOptions, progress: Progress) -> _Made:

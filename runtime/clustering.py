@@ -48,12 +48,13 @@ class Clusterings:
         it to the graph. The orders that the graph itself makes, each after those before it, are further outputs.
         """
         model = self.graph().clone()
-        modules = _lay_open(model)
+        modules = lay_open(model)
         with readable(model) as file:
             return self.load(file, threads=self.threads, at_once=self.at_once), modules
 
 
-def _lay_open(model: ir.Model) -> tuple[str, ...]:
+def lay_open(model: ir.Model) -> tuple[str, ...]:
+    """Give a graph, in place, an input for each of its decisions, as `Clusterings.open` says; the modules' names."""
     made = decisions(model.graph)
     for module, value in made.items():
         given = ir.val(module, ir.DataType.INT64, value.shape)

@@ -73,7 +73,7 @@ def histograms(
     laid_open = model.clone()
     values = _values(laid_open.graph)
     laid_open.graph.outputs[:] = [values[name] for name in seen if name not in _inputs(laid_open.graph)]
-    at_once = max(1, budget // max(1, sum(_bytes(values[name]) for name in seen)))
+    at_once = max(1, budget // max(1, sum(bytes_of(values[name]) for name in seen)))
     outputs = [str(value.name) for value in laid_open.graph.outputs]
     session = open_session(taken_apart(laid_open), threads=threads, fuse=False)
     counts = {name: np.zeros(BINS, np.int64) for name in seen}
@@ -150,7 +150,7 @@ def _inputs(graph: ir.Graph) -> set[str]:
     return {str(value.name) for value in graph.inputs}
 
 
-def _bytes(value: ir.Value) -> int:
+def bytes_of(value: ir.Value) -> int:
     """Of one image: a symbolic dimension is the batch, or so many times the batch, as for windows."""
     sides = [side if isinstance(side, int) else _times(str(side)) for side in value.shape or ()]
     return 4 * int(np.prod(sides))

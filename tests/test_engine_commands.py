@@ -23,6 +23,7 @@ from metaformer_export.models import hornet
 from metaformer_export.models.family import BuildOptions
 from metaformer_export.options import ENGINE_BATCH, ExportOptions
 from metaformer_export.request import resolved
+from metaformer_export.runtime.tensorrt.environment import Environment
 from metaformer_export.runtime.tensorrt.lint import lint
 
 WAYS = ('pip install "metaformer-export[tensorrt]"', "docker run --gpus all metaformer-export:latest")
@@ -192,12 +193,19 @@ def test_an_engine_is_built_from_the_file_that_is_for_tensorrt(traced: Traced) -
     quantised = Source(Path("model.tensorrt.onnx"), portable.model)
     assert with_plugins.plugins == ("GlobalFilter",)
 
-    def names(*files: Source, options: ExportOptions | None = None, version: tuple[int, ...] = (11, 4)) -> list[str]:
-        return [each.name for each in _for_tensorrt(files, options or ExportOptions(), version)]
+    def names(
+        *files: Source,
+        options: ExportOptions | None = None,
+        version: tuple[int, ...] = (11, 4),
+        architecture: int = 90,
+    ) -> list[str]:
+        found = Environment(version, "made up", architecture)
+        return [each.name for each in _for_tensorrt(files, options or ExportOptions(), found)]
 
     assert names(plain) == ["model.onnx"]
     assert names(plain, with_plugins) == ["model.plugin.onnx", "model.onnx"]
     assert names(plain, with_plugins, version=(10, 8)) == ["model.onnx"]
+    assert names(plain, with_plugins, architecture=75) == ["model.onnx"]
     assert names(plain, with_plugins, options=ExportOptions(plugins=False)) == ["model.onnx"]
     assert names(plain, with_plugins, options=ExportOptions(lowering={"GlobalFilter": "plugin"})) == [
         "model.plugin.onnx"

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...errors import LoweringError, MissingDependencyError
+from ...errors import InputError, LoweringError, MissingDependencyError
 from .kernel import Attributes, Kernel, Launch, Shapes
 
 ARCHITECTURES = (80, 86, 89, 90, 100)
@@ -67,9 +67,15 @@ def compile_kernel(
         architecture: compute capability times ten.
 
     Raises:
+        InputError: the architecture is older than the kernels can be.
         MissingDependencyError: Triton is not installed.
         LoweringError: the kernel needs scratch memory, which TensorRT does not give it.
     """
+    if architecture < ARCHITECTURES[0]:
+        raise InputError(
+            f"kernels need compute capability {ARCHITECTURES[0] / 10:.1f} or later, got {architecture / 10:.1f}; "
+            "--no-plugins goes around them."
+        )
     try:
         import triton
         from triton.backends.compiler import GPUTarget

@@ -23,7 +23,7 @@ from .environment import AHEAD_OF_TIME, Environment, environment, named
 from .hints import advised
 from .listening import Messages, Phases, logger_to, monitor_of, recorder_to
 from .options import EngineOptions
-from .timing_cache import default_path, load_into, save_from
+from .timing_cache import default_path, is_damaged, loadable, save_from
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -45,12 +45,14 @@ class Built:
     Attributes:
         plan: the serialised engine.
         warnings: what the builder said, each once.
+        notes: what the user should know beside that.
     """
 
     plan: bytes
     seconds: float
     environment: Environment
     warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass
@@ -89,7 +91,8 @@ def build(
     work, phases = _Work(found), Phases(told)
     started = time.perf_counter()
     plan = cancellable(partial(_plan, source, options, batch, work, phases), phases.cancel)
-    return Built(plan, time.perf_counter() - started, found, tuple(work.messages.warnings))
+    messages = work.messages
+    return Built(plan, time.perf_counter() - started, found, tuple(messages.warnings), tuple(messages.notes))
 
 
 def _plan(source: Path, options: EngineOptions, batch: Batch, work: _Work, phases: Phases) -> bytes:
@@ -106,9 +109,18 @@ def _plan(source: Path, options: EngineOptions, batch: Batch, work: _Work, phase
         if phases.cancelled:
             raise KeyboardInterrupt from error
         raise EngineError(f"TensorRT built no engine from {source.name}: {advised(work.messages.errors)}") from error
-    if work.config is not None:
-        save_from(work.config, _cache_path(options, work.environment))
+    _save_timings(options, work)
     return bytes(plan)
+
+
+def _save_timings(options: EngineOptions, work: _Work) -> None:
+    """Keep what the build has measured; an engine is not lost over a full disk."""
+    path = _cache_path(options, work.environment)
+    try:
+        if work.config is not None:
+            save_from(work.config, path)
+    except OSError as error:
+        work.messages.notes.append(f"the timing cache {path} could not be written: {error.strerror}.")
 
 
 def parsed(
@@ -173,6 +185,7 @@ def configuration(
     from polygraphy.backend.trt import CreateConfig, PostprocessConfig, Profile
 
     _quiet_polygraphy()
+    path = _cache_path(options, work.environment)
     profile = Profile()
     for name, (smallest, usual, largest) in sizes.items():
         profile.add(name, min=smallest, opt=usual, max=largest)
@@ -180,6 +193,7 @@ def configuration(
     created = CreateConfig(
         profiles=[profile],
         tf32=options.tf32,
+        load_timing_cache=loadable(path),
         memory_pool_limits=workspace,
         profiling_verbosity=trt.ProfilingVerbosity.DETAILED,
         builder_optimization_level=options.optimization_level,
@@ -196,9 +210,10 @@ def configuration(
         del builder, network
         if options.max_tactics is not None:
             config.max_num_tactics = options.max_tactics
-        path = _cache_path(options, work.environment)
+        if is_damaged(config, path):
+            work.messages.notes.append(f"the timing cache {path} is damaged or of another TensorRT; it is made again.")
         work.config = config
-        work.kept += [monitor, load_into(config, path, work.messages.warning)]
+        work.kept.append(monitor)
 
     return PostprocessConfig(created, finish)  # type: ignore[no-any-return]
 

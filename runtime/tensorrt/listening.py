@@ -19,10 +19,16 @@ _KEPT = 200
 
 @dataclass
 class Messages:
-    """What was said, each text once, in order. Safe to be told from several threads, as the builder does."""
+    """What was said, each text once, in order. Safe to be told from several threads, as the builder does.
+
+    Attributes:
+        errors, warnings: TensorRT's.
+        notes: ours, about the build.
+    """
 
     errors: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def error(self, text: str) -> None:

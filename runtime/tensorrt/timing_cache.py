@@ -12,7 +12,7 @@ import fcntl
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,23 +46,23 @@ def locked(path: Path) -> Iterator[None]:
             f"the timing cache {path} cannot be written ({error.strerror}); give another file with --timing-cache."
         ) from error
     with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        fcntl.lockf(lock, fcntl.LOCK_EX)  # the kind of lock that Polygraphy takes when it reads
         yield
 
 
-def load_into(config: trt.IBuilderConfig, path: Path, warn: Callable[[str], None]) -> trt.ITimingCache:
-    """Give the builder the file's measurements; none where there is no file, or it is damaged.
+def loadable(path: Path) -> str | None:
+    """What Polygraphy is to load, under the same lock; None where nothing is there yet.
 
-    The cache must be kept until the build is over, which does not hold a reference to it.
+    Raises:
+        InputError: the file could not be written afterwards.
     """
     with locked(path):
-        content = path.read_bytes() if path.is_file() else b""
-    cache = _cache(config, content)
-    if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
-        warn(f"the timing cache {path} is damaged or of another GPU or TensorRT; it is made again.")
-        cache = config.create_timing_cache(b"")
-        config.set_timing_cache(cache, ignore_mismatch=False)
-    return cache
+        return str(path) if path.is_file() and path.stat().st_size else None
+
+
+def is_damaged(config: trt.IBuilderConfig, path: Path) -> bool:
+    """Whether TensorRT takes nothing from the file: it is of another TensorRT, or not whole."""
+    return path.is_file() and _cache(config, path.read_bytes()) is None
 
 
 def save_from(config: trt.IBuilderConfig, path: Path) -> None:
