@@ -127,9 +127,11 @@ def test_help_shows_the_command(monkeypatch, capsys) -> None:
     assert main(["--help"]) == 0
     commands = capsys.readouterr().out.partition("\nCommands:\n")[2].splitlines()
     assert commands == [
+        "  build      Build a TensorRT engine in an output folder.",
         "  calibrate  Find ranges, costly modules and a precision plan.",
         "  eval       Measure the accuracy of an exported model.",
-        "  inspect    Say what a checkpoint is.",
+        "  inspect    Say what a checkpoint or an output folder is.",
+        "  plugins    Compile the mixer ops' GPU kernels; no GPU needed.",
     ]
     assert main(["inspect", "--help"]) == 0
     text = capsys.readouterr().out
