@@ -4,6 +4,7 @@
 from ..mixer_op import MixerOp
 from .function import function
 from .op import OP_TYPE
+from .plugin import KERNEL
 from .portable import expand
 
 OP = MixerOp(
@@ -13,4 +14,5 @@ OP = MixerOp(
     portable=expand,
     float32="it decides by sorting; a rounded similarity puts tokens into another cluster",
     float32_inputs=True,
+    kernel=KERNEL,
 )
