@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import onnx.parser
 import onnx.shape_inference
 import onnx_ir as ir
@@ -232,3 +234,9 @@ def test_a_transform_over_the_other_axis_has_the_other_length() -> None:
     transform = "(float16[1, 8, 14, 1] x) => (float16[1, 8, 14, 2] y) {y = DFT(x)}"
     assert lint(model(transform, opset=17), (11, 2), batch=BATCH) == ()
     assert [each.issue for each in lint(model(transform), (11, 2), batch=BATCH)] == ["dft-half"]
+
+
+def test_every_known_issue_is_documented() -> None:
+    text = (Path(__file__).parents[3] / "docs" / "tensorrt.md").read_text(encoding="utf-8")
+    rows = [f"| [{issue.key}]({issue.link}) |" for issue in KNOWN_ISSUES]
+    assert sum(row in text for row in rows) == len(rows) >= 12
