@@ -47,14 +47,10 @@ def _kernel(folder: str) -> Kernel:
 
 
 def _import_without_onnx(package: str, folder: str) -> None:
-    """Pass by the operator's package, which writes ONNX; what it means needs no more of onnx_ir than its name."""
+    """Pass by the operator's package, which writes ONNX; what it means and its kernel need none."""
     bare = ModuleType(package)
     bare.__path__ = [str(Path(ops.__path__[0], folder))]
-    sys.modules |= {package: bare, "onnx_ir": ModuleType("onnx_ir")}
-    try:
-        import_module(f"{package}.op")
-    finally:
-        sys.modules["onnx_ir"] = None  # for whoever else looks for it: it is not there
+    sys.modules[package] = bare
 
 
 KERNELS: Mapping[str, Kernel] = {op_type: _kernel(folder) for op_type, folder in _FOLDERS.items()}

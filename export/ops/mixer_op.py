@@ -5,10 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-
-import onnx_ir as ir
+from typing import TYPE_CHECKING
 
 from .kernel import Kernel
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 DOMAIN = "metaformer"
 VERSION = 1

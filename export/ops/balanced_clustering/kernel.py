@@ -144,14 +144,10 @@ def _refined(q, places, step, size, first, second, dim: tl.constexpr, dim_block:
 @triton.jit
 def _nothing(q, places, step, dim_block: tl.constexpr):
     """A tile's sums over steps, to begin with. Adding to -0.0 changes no number, and compilers leave it out."""
-    width: tl.constexpr = _width(q, dim_block)
+    # The same threads read a row in two pieces, or in one if numbers are smaller. Not a function: Triton 3.6 would make
+    # a tensor of the constant that it returns.
+    width: tl.constexpr = dim_block if q.dtype.element_ty.primitive_bitwidth < 32 else max(dim_block // 2, 16)
     return tl.full((dim_block // width, 1, places.shape[1], step.shape[2], width), -0.0, tl.float32)
-
-
-@triton.jit
-def _width(q, dim_block: tl.constexpr):
-    """Channels of a piece of a row: the same threads read a row in two pieces, or in one if numbers are smaller."""
-    return dim_block if q.dtype.element_ty.primitive_bitwidth < 32 else max(dim_block // 2, 16)
 
 
 @triton.jit
@@ -163,7 +159,7 @@ def _tokens(places, position, size):
 @triton.jit
 def _rows(q, places, position, size, dim: tl.constexpr, dim_block: tl.constexpr):
     """The tile of the tokens at these positions of their groups, zero beyond a group's size."""
-    width: tl.constexpr = _width(q, dim_block)
+    width: tl.constexpr = dim_block if q.dtype.element_ty.primitive_bitwidth < 32 else max(dim_block // 2, 16)
     piece = tl.arange(0, dim_block // width)[:, None, None, None, None]
     channel = piece * width + tl.arange(0, width)[None, None, None, None, :]
     row = _tokens(places, position, size)[None, :, :, :, None]
