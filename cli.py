@@ -22,6 +22,7 @@ from .cli_calibrate import calibrate_command
 from .cli_eval import eval_command
 from .cli_inspect import inspect_command
 from .cli_options import calibration_options, chosen_calibration
+from .cli_parity import parity_command
 from .cli_plugins import plugins_command
 from .console import ConsoleProgress
 from .errors import InputError, LoweringError, MetaformerExportError
@@ -196,6 +197,7 @@ command.add_command(inspect_command)
 command.add_command(eval_command)
 command.add_command(calibrate_command)
 command.add_command(build_command)
+command.add_command(parity_command)
 command.add_command(plugins_command)
 
 

@@ -106,17 +106,15 @@ def eval_command(
 
 def _other(folder: Path, file: str, runtime: str) -> Session:
     """A graph of the folder that is not the one to be chosen."""
+    from .delivered import file_of
     from .quantizing import FOR_TENSORRT
     from .runtime import onnxruntime
     from .runtime.engine import load_engine
     from .runtime.threads import available_threads
 
-    path = folder / file
     if runtime == "openvino":
         raise InputError("--file is run in ONNX Runtime; leave out --runtime.")
-    if not path.is_file():
-        graphs = ", ".join(sorted(each.name for each in folder.glob("model*") if each.suffix in (".onnx", ".plan")))
-        raise InputError(f"{path} does not exist; {folder} holds {graphs}.")
+    path = file_of(folder, file)
     if path.suffix == ".plan":
         return load_engine(path)
     try:

@@ -43,6 +43,15 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return content
 
 
+def file_of(folder: Path, name: str) -> Path:
+    """A graph or an engine of an output folder; InputError if it has none of that name."""
+    path = folder / name
+    if not path.is_file():
+        held = ", ".join(sorted(each.name for each in folder.glob("model*") if each.suffix in (".onnx", ".plan")))
+        raise InputError(f"{path} does not exist; {folder} holds {held}.")
+    return path
+
+
 def eager_model(spec: ModelSpec, checkpoint: Path | None) -> nn.Module | None:
     """The model that was exported, in eval mode; None where it needs its checkpoint, which is not given.
 

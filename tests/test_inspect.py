@@ -131,6 +131,7 @@ def test_help_shows_the_command(monkeypatch, capsys) -> None:
         "  calibrate  Find ranges, costly modules and a precision plan.",
         "  eval       Measure the accuracy of an exported model.",
         "  inspect    Say what a checkpoint or an output folder is.",
+        "  parity     Check an export against PyTorch again; find what departs.",
         "  plugins    Compile the mixer ops' GPU kernels; no GPU needed.",
     ]
     assert main(["inspect", "--help"]) == 0
