@@ -9,11 +9,12 @@ from dataclasses import dataclass
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
-from ..export.graph import module_of, only_reader
+from ..export.graph import module_of, only_reader, producer
 from .clustering import lay_open
 from .ranges import bytes_of
 
 _FLOAT = ir.DataType.FLOAT
+_DQ = "DequantizeLinear"
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,8 @@ def handovers(graph: ir.Graph, within: Collection[str]) -> tuple[Handover, ...]:
 def showing(model: ir.Model, names: Sequence[str]) -> tuple[ir.Model, tuple[str, ...]]:
     """A copy of a graph whose outputs are these values, and the clusterings that it takes as `lay_open` gives them.
 
-    A value that is only quantised is shown as it is afterwards: runtimes compute in eight bits where a layer's result
-    goes into a Q/DQ pair and nowhere else. What none of the values needs is left out.
+    What is computed from dequantised values and goes into a Q/DQ pair and nowhere else is shown as it is behind that:
+    runtimes compute such nodes in eight bits. What none of the values needs is left out.
     """
     shown = model.clone()
     modules = lay_open(shown)
@@ -104,10 +105,13 @@ def _read(value: ir.Value, found: Collection[ir.Value]) -> Iterator[str]:
 
 
 def _after_pair(value: ir.Value) -> ir.Value:
-    """What a value is after its Q/DQ pair, if nothing else reads it."""
+    """What a value is behind its Q/DQ pair, if the node that makes it computes in eight bits."""
+    maker = value.producer()
     quantised = _only_reader(value, "QuantizeLinear")
-    pair = None if quantised is None else _only_reader(quantised.outputs[0], "DequantizeLinear")
-    return value if pair is None else pair.outputs[0]
+    pair = None if quantised is None else _only_reader(quantised.outputs[0], _DQ)
+    if maker is None or pair is None or all(producer(each, _DQ) is None for each in maker.inputs):
+        return value
+    return pair.outputs[0]
 
 
 def _only_reader(value: ir.Value, op_type: str) -> ir.Node | None:
