@@ -101,6 +101,8 @@ class Layers:
             explained = f"{title} explains {_percent(self.departed.explained)}"
             lines.append(f"{self.departed.module} departs first: {_error(self.departed.error)}, where {explained}")
             lines.append(at_end)
+            if self.arithmetic == "int8":
+                lines.append("where nothing is damaged, a range does not fit these images; --images takes others")
         else:
             lines.append(f"no module departs: {at_end}")
             if not self.within_limit:

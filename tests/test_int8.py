@@ -112,6 +112,7 @@ def test_eight_bits_are_as_right_as_eager(exported: Path, trees: Path, capsys: p
     assert "holds model.onnx, model.tensorrt.onnx" in said
 
 
+@pytest.mark.slow
 def test_openvino_computes_in_eight_bits(exported: Path, trees: Path, tmp_path: Path) -> None:
     folder = tmp_path / "openvino"
     target = ["--target", "openvino", "--int8", "--force", "--output", str(folder)]
@@ -213,6 +214,7 @@ def test_what_does_not_pay_is_refused_by_name(
     assert said_by(capsys, *arguments, tmp_path / "slow", "--force")[0] == 0
 
 
+@pytest.mark.slow
 def test_a_plan_is_found_written_and_followed(
     trees: Path, exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -249,6 +251,7 @@ def test_a_plan_is_found_written_and_followed(
     assert f"has no layers of; did you mean {worst}?" in said
 
 
+@pytest.mark.slow
 def test_float16_spares_modules_too(trees: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "plan"
     data = ["--calib-data", str(trees / "train"), "--calib-size", "64", "--held-out", "16", "--precision", "fp16"]

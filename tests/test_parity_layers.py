@@ -14,7 +14,7 @@ import support
 from metaformer_export.cli import main
 from metaformer_export.export.graph import module_of
 
-SPOILT = ("stages.1.0.gnconv.proj_out", "stages.2.0.pwconv1")
+SPOILT = ("stages.1.0.gnconv.proj_out", pytest.param("stages.2.0.pwconv1", marks=pytest.mark.slow))
 
 
 @pytest.fixture(scope="module")

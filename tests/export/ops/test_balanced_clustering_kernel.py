@@ -151,6 +151,7 @@ def test_16_bit_tokens_are_clustered_in_float32(dtype: str, tokens: int, dim: in
     assert same_cluster(got, want) >= 0.95
 
 
+@pytest.mark.slow
 @given(
     cluster_size=st.integers(4, 49),
     levels=st.integers(0, 3),

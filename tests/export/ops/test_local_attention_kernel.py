@@ -61,6 +61,7 @@ def test_kernel_matches_the_reference(dim: int, side: int, stride: int, dtype: s
     assert error(got, inputs, stride=stride, stored=STORED[dtype]) <= WEIGHTED[dtype]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dim", "side", "stride"), [(16, 56, 1), (32, 56, 2), (32, 28, 1), (64, 28, 2)])
 def test_kernel_matches_the_reference_on_large_maps(dim: int, side: int, stride: int) -> None:
     inputs = case(side, side, dim, heads=1)
