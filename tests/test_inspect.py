@@ -101,7 +101,7 @@ def test_what_cannot_be_recognised_is_one_line_and_exit_code_2(tmp_path: Path, m
         ("--checkpoint", "linear.pth"): "linear.pth is not recognised",
         ("inspect", "changed.pth"): "It looks like hornet_test.",
         ("--checkpoint", "backbone.pth"): "is the backbone of a hornet_test, without a classifier; add --features",
-        ("inspect",): "Missing argument 'FILE'",
+        ("inspect",): "Missing argument 'FILE|DIR'",
         ("inspect", "changed.pth", "--fp16"): "No such option",
         ("--fp16", "inspect", "changed.pth"): "--fp16 does not go with inspect",
         ("inspct",): "No such command 'inspct'",
