@@ -316,5 +316,13 @@ class ExportResult:
         """Whether parity holds, an engine is what was asked for and, for a quantised model, it is faster than the
         float one.
         """
-        as_asked = self.engine is None or not self.engine.failures
-        return self.parity.passed and as_asked and (self.bench.gain is None or self.bench.gain.pays)
+        pays = self.bench.gain is None or self.bench.gain.pays
+        return self.parity.passed and not self.engine_failures and pays
+
+    @property
+    def engine_failures(self) -> tuple[str, ...]:
+        """Why the engine is not what was asked for, or does not compute what eager computes."""
+        if self.engine is None:
+            return ()
+        tried = [each for each in self.bench.candidates if each.file == self.engine.path.name]
+        return (*self.engine.failures, *(text for each in tried if not each.passed for text in each.failures))

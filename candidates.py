@@ -117,7 +117,7 @@ def _engine_plans(engine: Engine, source: File, options: ExportOptions) -> list[
     runtime = Runtime(
         tensorrt.NAME,
         tensorrt.check,
-        tensorrt.opener(engine.options, engine.batch),
+        tensorrt.opener(engine.options, engine.batch, engine.told()),
         lambda threads: tensorrt.settings(engine.options),
     )
     delivered = Way(lambda: engine.path, lambda: source.converted.model, runtime.load)

@@ -327,6 +327,8 @@ def _print_summary(result: ExportResult, as_json: bool) -> None:
         click.echo(remarks.gain_line(result.bench.gain))
         if not result.bench.gain.pays:
             click.echo("metaformer-export: INT8 is not faster here; --force takes it all the same", err=True)
+    for failure in result.engine_failures[:_SHOWN_FAILURES]:
+        click.echo(f"metaformer-export: the engine failed: {failure}", err=True)
     shown = result.parity.failures[:_SHOWN_FAILURES]
     for failure in shown:
         click.echo(f"metaformer-export: parity failed: {failure}", err=True)

@@ -12,6 +12,7 @@ from typing import Any
 
 import onnx_ir as ir
 
+from .calibration.whole import write_whole
 from .delivered import read_spec
 from .engines import PLAN, Source, build_engine
 from .errors import InputError
@@ -23,7 +24,6 @@ from .quantizing import DELIVERED, FOR_TENSORRT
 from .report import to_json
 from .runtime.tensorrt.engine import Engine
 from .runtime.tensorrt.environment import environment
-from .runtime.tensorrt.timing_cache import replace_file
 
 PLUGIN = "model.plugin.onnx"
 _FILES = (DELIVERED, PLUGIN, FOR_TENSORRT)
@@ -48,7 +48,7 @@ def rebuild_engine(folder: Path, options: ExportOptions, progress: Progress) -> 
         built = build_engine(sources, options, Path(staging), progress)
         engine = replace(built, path=folder / PLAN)
         shutil.move(built.path, engine.path)
-        replace_file(folder / MANIFEST, to_json(_told(folder, engine)).encode())
+        write_whole(folder / MANIFEST, to_json(_told(folder, engine)))
     return engine
 
 

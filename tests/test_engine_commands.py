@@ -12,6 +12,7 @@ import support
 from tensorrt_contract.harness import VERSIONS, run_in_bindings
 
 from metaformer_export import load_engine
+from metaformer_export.artifacts import BenchReport, Candidate, ExportResult, Manifest, ParityReport
 from metaformer_export.cli import main
 from metaformer_export.engines import Source, _for_tensorrt, warnings_of
 from metaformer_export.errors import InputError
@@ -23,8 +24,10 @@ from metaformer_export.models import hornet
 from metaformer_export.models.family import BuildOptions
 from metaformer_export.options import ENGINE_BATCH, ExportOptions
 from metaformer_export.request import resolved
+from metaformer_export.runtime.tensorrt.engine import Engine, EngineReport
 from metaformer_export.runtime.tensorrt.environment import Environment
 from metaformer_export.runtime.tensorrt.lint import lint
+from metaformer_export.runtime.tensorrt.options import EngineOptions
 
 WAYS = ('pip install "metaformer-export[tensorrt]"', "docker run --gpus all metaformer-export:latest")
 
@@ -109,6 +112,22 @@ def test_wrong_input_is_a_line_and_exit_code_2(
     assert main(arguments) == 2
     (said,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
     assert message in said
+
+
+def test_an_engine_that_fails_parity_fails_the_export() -> None:
+    """Not only a note: exit code 1, with the reason."""
+    report = EngineReport(1, {}, {})
+    engine = Engine(
+        Path("model.plan"), "model.onnx", "11.4", "made up", 90, (), (1, 8, 32), EngineOptions(), 1.0, report
+    )
+    proof = ParityReport(True, "fp16", 1, "", (1,), (), (), {})
+    for passed, failures in ((True, ()), (False, ("logits: rms_rel 0.5 > 0.01",))):
+        candidate = Candidate("tensorrt", "fp16", "model.plan", {}, passed, failures=failures)
+        bench = BenchReport("", 1, 1, (), None, candidates=(candidate,))
+        spec = support.spec_for("hornet_test")
+        result = ExportResult(Path("made"), spec, "fp16", proof, bench, Manifest({}), (), engine)
+        assert result.passed is passed
+        assert result.engine_failures == failures
 
 
 def test_an_engine_that_is_not_there_says_what_makes_it(exported: Path) -> None:

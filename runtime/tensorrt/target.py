@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import onnx
 
@@ -35,13 +36,17 @@ def settings(options: EngineOptions) -> dict[str, str | int]:
     return {"engine": "model.plan", "cuda_graph": int(options.cuda_graph)}
 
 
-def opener(options: EngineOptions, batch: Batch) -> Callable[..., Session]:
-    """What opens sessions: of an engine file as it is, of any ONNX through an engine that is built in memory."""
+def opener(options: EngineOptions, batch: Batch, made: Mapping[str, Any] | None = None) -> Callable[..., Session]:
+    """What opens sessions: of an engine file as it is, of any ONNX through an engine that is built in memory.
+
+    Args:
+        made: what the engine file was built with, by which it is loaded (Engine.told).
+    """
 
     def open_session(model: ModelFile | Path, *, threads: int, at_once: int = 1) -> Session:
         del threads, at_once  # nothing is computed on the host, and an engine's context takes one call at a time
         if isinstance(model, Path) and model.suffix == PLAN:
-            return load(model)
+            return load(model, made)
         with tempfile.TemporaryDirectory(prefix="metaformer-export-", ignore_cleanup_errors=True) as folder:
             source = model if isinstance(model, Path) else Path(folder) / model.name
             if isinstance(model, ModelFile):
