@@ -73,7 +73,7 @@ def small_family() -> Family:
 
 
 def install_small_family() -> None:
-    """Make the small variants known in this process."""
+    """Make the small variants known in this process for good; a test uses the fixture small_models."""
     registry.FAMILIES = (small_family(),)
 
 

@@ -20,7 +20,7 @@ from metaformer_export.export.lower import lower_all
 from metaformer_export.export.ops.choosing import choose, parse_lowering
 from metaformer_export.export.ops.mixer_op import DOMAIN
 from metaformer_export.export.trace import Traced, trace
-from metaformer_export.models import hornet
+from metaformer_export.models import hornet, registry
 from metaformer_export.models.family import BuildOptions
 from metaformer_export.options import ENGINE_BATCH, ExportOptions
 from metaformer_export.request import resolved
@@ -30,6 +30,7 @@ from metaformer_export.runtime.tensorrt.lint import lint
 from metaformer_export.runtime.tensorrt.options import EngineOptions
 
 WAYS = ('pip install "metaformer-export[tensorrt]"', "docker run --gpus all metaformer-export:latest")
+FAST = pytest.mark.usefixtures("small_models")
 
 
 @pytest.fixture(scope="module")
@@ -41,9 +42,10 @@ def traced() -> Traced:
 @pytest.fixture(scope="module")
 def once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that was exported without an engine."""
-    support.install_small_family()
     folder = tmp_path_factory.mktemp("engine") / "made"
-    assert main(["--model", "hornet_test", "--target", "onnx", "--output", str(folder)]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registry, "FAMILIES", (support.small_family(),))
+        assert main(["--model", "hornet_test", "--target", "onnx", "--output", str(folder)]) == 0
     return folder
 
 
@@ -54,11 +56,11 @@ def exported(once: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     return Path(shutil.copytree(once, tmp_path / "made"))
 
 
+@FAST
 @pytest.mark.parametrize("asked", [["--target", "tensorrt"], ["--no-tf32"], ["--workspace", "512", "--fp16"]])
 def test_an_engine_without_tensorrt_is_exit_code_3_and_nothing_is_written(
     asked: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    support.install_small_family()
     monkeypatch.chdir(tmp_path)
     assert main(["--model", "hornet_test", *asked]) == 3
     said = capsys.readouterr().err.splitlines()[-1]
@@ -93,6 +95,7 @@ raise SystemExit(main(["build", {str(exported)!r}]))
     )
 
 
+@FAST
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -107,7 +110,6 @@ raise SystemExit(main(["build", {str(exported)!r}]))
 def test_wrong_input_is_a_line_and_exit_code_2(
     arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
-    support.install_small_family()
     monkeypatch.chdir(tmp_path)
     assert main(arguments) == 2
     (said,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
