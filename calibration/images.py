@@ -4,24 +4,21 @@
 from __future__ import annotations
 
 import hashlib
-import io
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from ..artifacts import ModelSpec
 from ..errors import ImageError
 from ..models.family import Preprocessing
+from .preprocessing import UNREADABLE, normalised, upright
 
 MAX_IMAGES = 6
 """Images a parity check looks at: enough for a full and a second batch of three."""
-_UNREADABLE = (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError)
 _SHIPPED = Path(__file__).parent / "photographs"
-_RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 
 @dataclass(frozen=True)
@@ -87,7 +84,7 @@ def image_files(folder: Path) -> list[Path]:
         try:
             with Image.open(file):
                 pass
-        except _UNREADABLE as error:
+        except UNREADABLE as error:
             raise ImageError(f"{file} is not an image that can be read; remove it from the folder.") from error
     return files
 
@@ -95,37 +92,23 @@ def image_files(folder: Path) -> list[Path]:
 def decode(data: bytes, file: Path, spec: ModelSpec) -> NDArray[np.float32]:
     """Decode a file's content, turn it upright and preprocess it: (in_chans, H, W) float32."""
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            upright = _to_rgb(ImageOps.exif_transpose(image))
-    except _UNREADABLE as error:
+        image = upright(data)
+    except UNREADABLE as error:
         raise ImageError(f"{file} cannot be decoded ({error}).") from error
-    return preprocess(upright, spec.preprocessing, spec.image_size, spec.in_chans)
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """Three channels of 8 bits. Pillow's own conversion cuts 16-bit greys off at 255."""
-    if image.mode.startswith("I"):
-        grey = (np.asarray(image, np.float64) / 257).clip(0, 255)
-        image = Image.fromarray(np.rint(grey).astype(np.uint8))
-    return image.convert("RGB")
+    return preprocess(image, spec.preprocessing, spec.image_size, spec.in_chans)
 
 
 def preprocess(image: Image.Image, how: Preprocessing, size: tuple[int, int], in_chans: int = 3) -> NDArray[np.float32]:
-    """Resize so that size / crop is covered, cut out the centre, normalise: (in_chans, H, W) float32.
-
-    With another number of channels than 3, the red, green and blue planes are repeated in turn.
-    """
-    height, width = size
-    scale = max(height / how.crop / image.height, width / how.crop / image.width)
-    resized = image.resize(
-        (max(width, math.floor(image.width * scale + 0.5)), max(height, math.floor(image.height * scale + 0.5))),
-        _RESAMPLING[how.interpolation],
+    """An upright RGB image as a model's input: (in_chans, H, W) float32."""
+    return normalised(
+        image,
+        size,
+        interpolation=how.interpolation,
+        crop=how.crop,
+        mean=how.mean,
+        std=how.std,
+        channels=in_chans,
     )
-    left, top = (resized.width - width) // 2, (resized.height - height) // 2
-    pixels = np.asarray(resized.crop((left, top, left + width, top + height)), np.float32) / 255
-    normalised = (pixels - np.array(how.mean, np.float32)) / np.array(how.std, np.float32)
-    planes = normalised.transpose(2, 0, 1)
-    return np.ascontiguousarray(planes[np.arange(in_chans) % 3])
 
 
 def is_hidden(relative: Path) -> bool:
