@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from google.protobuf.message import DecodeError
 from torch import nn
 
 from . import remarks

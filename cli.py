@@ -21,9 +21,11 @@ from .cli_build import build_command
 from .cli_calibrate import calibrate_command
 from .cli_eval import eval_command
 from .cli_inspect import inspect_command
+from .cli_lint import lint_command
 from .cli_options import calibration_options, chosen_calibration
 from .cli_parity import parity_command
 from .cli_plugins import plugins_command
+from .cli_triton import triton_command
 from .console import ConsoleProgress
 from .errors import InputError, LoweringError, MetaformerExportError
 from .options import DEFAULT_BATCH, BatchRange, ExportOptions, parse_resolution, parse_size
@@ -51,7 +53,7 @@ _SECTIONS = {
         "force",
     ),
     "Engine (--target tensorrt, or auto)": cli_engine.NAMES,
-    "Proof and output": ("images", "output", "as_json"),
+    "Proof and output": ("images", "triton", "output", "as_json"),
 }
 
 
@@ -154,6 +156,12 @@ class _Sectioned(click.Group):
     help="Images to prove and time with. [default: the photographs that come with the package]",
 )
 @click.option(
+    "--triton/--no-triton",
+    default=True,
+    show_default=True,
+    help="Write a Triton model repository, DIR/triton, where parity holds.",
+)
+@click.option(
     "--output", type=click.Path(path_type=Path), metavar="DIR", help="Folder to write. [default: build/NAME-PRECISION]"
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON on stdout, all else on stderr.")
@@ -199,6 +207,8 @@ command.add_command(calibrate_command)
 command.add_command(build_command)
 command.add_command(parity_command)
 command.add_command(plugins_command)
+command.add_command(triton_command)
+command.add_command(lint_command)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -288,6 +298,7 @@ def _options(given: dict[str, Any]) -> ExportOptions:
         engine=cli_engine.chosen_engine(given),
         lowering=cli_engine.chosen_lowering(given),
         plugins=given["plugins"],
+        triton=given["triton"],
         command=("metaformer-export", *given["arguments"]),
     )
 

@@ -42,6 +42,12 @@ class EngineError(MetaformerExportError):
     exit_code = 1
 
 
+class ServerError(MetaformerExportError):
+    """A Triton Inference Server cannot be reached, does not start, or has no such model."""
+
+    exit_code = 1
+
+
 class MissingDependencyError(MetaformerExportError):
     """A package, a device or a runtime that the request needs is not there."""
 

@@ -126,6 +126,7 @@ class ExportOptions:
     engine: EngineOptions = DEFAULT_ENGINE
     lowering: Mapping[str, LoweringForm] = field(default_factory=dict)
     plugins: bool = True
+    triton: bool = True
     command: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

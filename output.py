@@ -20,6 +20,7 @@ from .errors import OutputError
 
 MANIFEST = "manifest.json"
 TOOL = "metaformer-export"
+_CACHE = "__pycache__"
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 _NO_UNNAMED_FILES = (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL)
@@ -78,7 +79,7 @@ def staged(folder: Path) -> Iterator[Path]:
             with writing(named):
                 _sync(staging)
                 _replaceable(folder)
-                _put_in_place(staging, folder)
+                put_in_place(staging, folder)
     except BaseException:
         _remove(staging, made)
         raise
@@ -109,15 +110,21 @@ def _replaceable(folder: Path) -> dict[str, Any] | None:
         raise OutputError(f"output {folder} is a file; give a folder.")
     if os.path.ismount(folder):
         raise OutputError(f"output {folder} is a mount point, which cannot be replaced; give a folder inside it.")
-    content = {path.name for path in folder.iterdir()}
-    manifest = _our_manifest(folder / MANIFEST) if MANIFEST in content else None
-    foreign = sorted(content - {MANIFEST, *(manifest or {}).get("outputs", {})}) if manifest else sorted(content)
+    manifest = _our_manifest(folder / MANIFEST) if (folder / MANIFEST).is_file() else None
+    foreign = sorted(_content(folder) - {MANIFEST, *(manifest or {}).get("outputs", {})})
     if foreign:
         raise OutputError(
             f"output folder {folder} holds files that are not from metaformer-export, {foreign[0]} for one; "
             "move them or give another folder."
         )
     return manifest
+
+
+def _content(folder: Path) -> set[str]:
+    """Files by their paths below `folder`, and empty folders at its top, but for what Python left beside its code."""
+    files = {path.relative_to(folder) for path in folder.rglob("*") if not path.is_dir()}
+    empty = {path.relative_to(folder) for path in folder.iterdir() if path.is_dir() and not any(path.iterdir())}
+    return {path.as_posix() for path in files | empty if _CACHE not in path.parts}
 
 
 def _absolute(folder: Path) -> Path:
@@ -171,7 +178,7 @@ def _tidy(folder: Path) -> None:
             shutil.rmtree(left, ignore_errors=True)
 
 
-def _put_in_place(staging: Path, folder: Path) -> None:
+def put_in_place(staging: Path, folder: Path) -> None:
     """Afterwards `folder` is the new one, and what it was before, if anything, is at `staging`."""
     if not folder.exists():
         staging.rename(folder)
@@ -197,9 +204,10 @@ def _exchange(a: Path, b: Path) -> bool:
 
 def _sync(folder: Path) -> None:
     """Have the files on disk before the folder gets its name."""
-    for path in folder.iterdir():
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
 
 
 def _remove(staging: Path | None, made: list[Path]) -> None:

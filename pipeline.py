@@ -13,6 +13,7 @@ from .calibrating import CALIBRATION, calibrated, opened, planned
 from .calibration.dataset import held_out
 from .calibration.images import ImageSet, load_images
 from .candidates import judge_candidates
+from .deploying import write_own_repository
 from .engines import Source, build_engine, wants_engine
 from .export.collector import set_aside
 from .export.lower import lower_all
@@ -25,7 +26,7 @@ from .options import ExportOptions
 from .output import MANIFEST, check_output, staged, writing
 from .progress import Progress, Silent
 from .proving import File, judge_of, prove, written
-from .report import manifest_of, to_html, to_json
+from .report import manifest_of, outputs_of, to_html, to_json
 from .request import default_folder, model_name, recognised, resolved
 from .runtime import eager
 from .timing import Stopwatch
@@ -148,6 +149,9 @@ def _report(
         (staging / "report.html").write_text(to_html(result), encoding="utf-8")
         graphs = {file.name: (file.converted, file.lowered) for file in files}
         manifest = manifest_of(result, graphs, images, options, staging)
+        if options.triton and result.passed:
+            write_own_repository(staging, result.spec, manifest.content)
+            manifest.content["outputs"] = outputs_of(staging)
         (staging / MANIFEST).write_text(to_json(manifest.content), encoding="utf-8")
         done(str(result.folder))
     return replace(result, manifest=manifest)

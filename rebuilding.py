@@ -3,25 +3,23 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import onnx_ir as ir
 
 from .calibration.whole import write_whole
-from .delivered import read_spec
+from .delivered import read_manifest, read_spec
+from .deploying import REPOSITORY, write_own_repository
 from .engines import PLAN, Source, build_engine
 from .errors import InputError
-from .models.checkpoints import sha256_of
 from .options import ExportOptions
 from .output import MANIFEST, writing
 from .progress import Progress
 from .quantizing import DELIVERED, FOR_TENSORRT
-from .report import to_json
+from .report import outputs_of, to_json
 from .runtime.tensorrt.engine import Engine
 from .runtime.tensorrt.environment import environment
 
@@ -30,7 +28,7 @@ _FILES = (DELIVERED, PLUGIN, FOR_TENSORRT)
 
 
 def rebuild_engine(folder: Path, options: ExportOptions, progress: Progress) -> Engine:
-    """Build model.plan in an output folder, in place of the one that is there.
+    """Build model.plan in an output folder, in place of the one that is there, and its model repository from it.
 
     A kill leaves the old engine and manifest, or the new ones.
 
@@ -39,7 +37,7 @@ def rebuild_engine(folder: Path, options: ExportOptions, progress: Progress) -> 
         MissingDependencyError: TensorRT or a GPU is not there.
         EngineError: TensorRT builds no engine from the files.
     """
-    read_spec(folder)
+    spec = read_spec(folder)
     environment()
     sources = [Source(folder / name, ir.load(folder / name)) for name in _FILES if (folder / name).is_file()]
     if not sources:
@@ -48,13 +46,9 @@ def rebuild_engine(folder: Path, options: ExportOptions, progress: Progress) -> 
         built = build_engine(sources, options, Path(staging), progress)
         engine = replace(built, path=folder / PLAN)
         shutil.move(built.path, engine.path)
-        write_whole(folder / MANIFEST, to_json(_told(folder, engine)))
+    with writing(folder):
+        content = read_manifest(folder) | {"gpu": engine.gpu, "tensorrt": engine.told()}
+        if (folder / REPOSITORY).is_dir():
+            write_own_repository(folder, spec, content)
+        write_whole(folder / MANIFEST, to_json(content | {"outputs": outputs_of(folder)}))
     return engine
-
-
-def _told(folder: Path, engine: Engine) -> dict[str, Any]:
-    """The manifest with the engine in it."""
-    content: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    entry = {"sha256": sha256_of(engine.path), "bytes": engine.path.stat().st_size}
-    outputs = dict(sorted((content["outputs"] | {PLAN: entry}).items()))
-    return content | {"outputs": outputs, "gpu": engine.gpu, "tensorrt": engine.told()}

@@ -19,7 +19,7 @@ from .artifacts import BenchReport, Converted, ExportResult, Lowered, Manifest, 
 from .calibration.images import ImageSet
 from .models.checkpoints import sha256_of
 from .options import ExportOptions
-from .output import TOOL
+from .output import MANIFEST, TOOL
 from .version import __version__
 
 FORMAT = 1
@@ -76,10 +76,7 @@ def manifest_of(
             "model": dataclasses.asdict(result.spec),
             "batch": dataclasses.asdict(options.batch),
             "inputs": _inputs(result, images),
-            "outputs": {
-                path.name: {"sha256": sha256_of(path), "bytes": path.stat().st_size}
-                for path in sorted(folder.iterdir())
-            },
+            "outputs": outputs_of(folder),
             "precision": _precision(result, graphs, options),
             "graphs": {name: _graph(*pair) for name, pair in graphs.items()},
             "versions": versions(),
@@ -92,6 +89,19 @@ def manifest_of(
             "notes": list(result.notes),
         }
     )
+
+
+def outputs_of(folder: Path) -> dict[str, dict[str, Any]]:
+    """sha256 and bytes of every file but the manifest, by its path below the folder."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST)
+    sums: dict[int, str] = {}  # a model in the repository is the same file
+    for path in files:
+        inode = path.stat().st_ino
+        sums[inode] = sums.get(inode) or sha256_of(path)
+    return {
+        path.relative_to(folder).as_posix(): {"sha256": sums[path.stat().st_ino], "bytes": path.stat().st_size}
+        for path in files
+    }
 
 
 def _inputs(result: ExportResult, images: ImageSet) -> dict[str, Any]:

@@ -52,7 +52,7 @@ def load_images(folder: str | Path | None, spec: ModelSpec) -> ImageSet:
     Raises:
         ImageError: no folder, no images in it, or a file that is no image.
     """
-    files = sorted(_SHIPPED.glob("*.jpg")) if folder is None else image_files(Path(folder))
+    files = shipped() if folder is None else image_files(Path(folder))
     source = "photographs shipped with the package" if folder is None else str(folder)
     if len(files) > MAX_IMAGES:
         files = [files[i * len(files) // MAX_IMAGES] for i in range(MAX_IMAGES)]
@@ -62,6 +62,11 @@ def load_images(folder: str | Path | None, spec: ModelSpec) -> ImageSet:
     root = _SHIPPED if folder is None else Path(folder)
     names = tuple(file.relative_to(root).as_posix() for file, _ in contents.values())
     return ImageSet(batch, names, tuple(contents), source)
+
+
+def shipped() -> list[Path]:
+    """The photographs that come with the package."""
+    return sorted(_SHIPPED.glob("*.jpg"))
 
 
 def _read(file: Path) -> tuple[Path, bytes]:

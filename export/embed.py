@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from google.protobuf.message import Message  # type: ignore[import-untyped]
+from google.protobuf.message import Message
 from numpy.typing import NDArray
 
 _GRAPH, _INITIALIZER, _RAW_DATA = 7, 5, 9
