@@ -19,6 +19,7 @@ from pathlib import Path
 
 from ...errors import InputError, OutputError
 from .schema import CONFIG, ModelConfig, read
+from .writing import SERVED
 
 _PARTIAL = ".partial-"
 
@@ -124,11 +125,14 @@ def _beside(model: Path) -> list[Path]:
 
 
 def _same(a: Path, b: Path) -> bool:
-    """Whether two versions hold the same files."""
-    names = sorted(path.name for path in a.iterdir())
-    return names == sorted(path.name for path in b.iterdir()) and all(
-        filecmp.cmp(a / name, b / name, shallow=False) for name in names
-    )
+    """Whether two versions compute the same: hold the same files, but for what is told of them."""
+    names = _computing(a)
+    return names == _computing(b) and all(filecmp.cmp(a / name, b / name, shallow=False) for name in names)
+
+
+def _computing(version: Path) -> list[str]:
+    """Without what a server left beside the code."""
+    return sorted({path.name for path in version.iterdir()} - {SERVED, "__pycache__"})
 
 
 def _pruned(published: Published, repository: Path, keep: int | None) -> Published:

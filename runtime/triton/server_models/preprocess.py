@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from preprocessing import UNREADABLE, normalised, upright
 
 
@@ -56,13 +56,18 @@ class TritonPythonModel:
         for position, image in enumerate(batch):
             try:
                 rows.append(image.result())
-            except UNREADABLE as error:
-                failures.append(f"image {position} of {len(batch)} cannot be decoded: {error}")
-            except MemoryError:
-                failures.append(f"image {position} of {len(batch)} is too large for the server's memory")
+            except (*UNREADABLE, MemoryError) as error:
+                failures.append(f"image {position} of {len(batch)} cannot be decoded: {reason(error)}")
         if failures:
             return pb_utils.InferenceResponse(error=pb_utils.TritonError("; ".join(failures)))
         return pb_utils.InferenceResponse([pb_utils.Tensor(self.name, np.stack(rows).astype(self.dtype, copy=False))])
 
     def finalize(self) -> None:
         self.pool.shutdown()
+
+
+def reason(error: BaseException) -> str:
+    """In words; Pillow's own name an object of Python's."""
+    if isinstance(error, UnidentifiedImageError):
+        return "it is no image, or of a format that is not known"
+    return "it is too large for the server's memory" if isinstance(error, MemoryError) else str(error)
