@@ -24,9 +24,9 @@ from pathlib import Path
 import click
 import numpy as np
 from chosen import MODELS
+from in_processes import Running, interleaved, started
 from peers import MAX_ERROR_OF_CLUSTERS, Array, Candidate
 from saved import rows_of_others
-from serving import Running, interleaved, started
 
 from metaformer_export.artifacts import Traced
 from metaformer_export.calibration.images import load_images

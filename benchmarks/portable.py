@@ -22,9 +22,9 @@ from pathlib import Path
 
 import click
 from chosen import MODELS
+from in_processes import RUNS, Running, in_a_process, interleaved, started
 from peers import CANDIDATES, FILES, LOWERED_PORTABLE, MAX_ERROR_OF_CLUSTERS, Array, Candidate, make_file
 from saved import rows_of_others
-from serving import RUNS, Running, in_a_process, interleaved, started
 from summary import markdown
 
 from metaformer_export.artifacts import ModelSpec
