@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
+from .cli_kubernetes import check_kubernetes, kubernetes_options, write_manifests
 from .console import ConsoleProgress
 from .errors import InputError
 from .runtime.triton.options import Accelerator, Backend, Device, RepositoryOptions
@@ -93,6 +94,7 @@ _DEFAULT = RepositoryOptions()
     show_default=True,
     help="Time batches of 1, 2, 4, ... images here, which batching is derived from; else what the export timed.",
 )
+@kubernetes_options
 @click.option("--force", is_flag=True, help="Also an export that is marked failed.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was added as JSON.")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
@@ -137,19 +139,24 @@ def triton_command(
     )
     if len(set(folders)) < len(folders):
         raise InputError("a folder is given twice.")
+    check_kubernetes(given)
     from .deploying import deploy
 
     published, deployable = deploy(
         folders, repository, options, ConsoleProgress(), measure=measure, force=force, keep=keep
     )
+    manifests = write_manifests(given, deployable)
     if as_json:
-        click.echo(json.dumps(_facts(repository, published, deployable), indent=2))
+        facts = _facts(repository, published, deployable) | {"manifests": [str(path) for path in manifests]}
+        click.echo(json.dumps(facts, indent=2))
         return 0
     for each in published:
         removed = f", removed {', '.join(map(str, each.removed))}" if each.removed else ""
         click.echo(
             f"{repository / each.model}: version {each.version} {'added' if each.new else 'is the same'}{removed}"
         )
+    for path in manifests:
+        click.echo(f"{path}: written")
     return 0
 
 

@@ -140,16 +140,17 @@ def _fixed(deployable: Deployable) -> tuple[int, ...]:
 
 def _queue(config: ModelConfig, deployable: Deployable, options: RepositoryOptions) -> None:
     """Batches as they were measured to pay; a queue that holds what can be answered in time."""
-    batching, curve = config.dynamic_batching, deployable.curve
-    batching.preferred_batch_size.extend(curve.preferred(deployable.max_batch))
-    wait = curve.wait_ms(deployable.max_batch) if options.queue_delay_ms is None else options.queue_delay_ms
+    batching, curve, largest = config.dynamic_batching, deployable.curve, deployable.max_batch
+    # Without a preferred size a server makes the largest batches it can; with one image, none.
+    batching.preferred_batch_size.extend(curve.preferred(largest) if curve.pays(largest) else (1,))
+    wait = curve.wait_ms(largest) if options.queue_delay_ms is None else options.queue_delay_ms
     batching.max_queue_delay_microseconds = round(1000 * wait)
     policy = batching.default_queue_policy
     policy.timeout_action = schema.ModelQueuePolicy.REJECT
     policy.default_timeout_microseconds = round(1e6 * options.queue_seconds)
     policy.allow_timeout_override = True
     policy.max_queue_size = max(
-        _LEAST_QUEUE * deployable.max_batch, math.ceil(options.queue_seconds * (curve.images_per_second() or 0))
+        _LEAST_QUEUE * largest, math.ceil(options.queue_seconds * (curve.images_per_second() or 0))
     )
 
 

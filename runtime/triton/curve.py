@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from dataclasses import dataclass
 from ...progress import Step, untold
 
 GAIN = 1.2
-"""A larger batch is worth waiting for if it gives this many times the images per second of every smaller one."""
+"""A larger batch is worth waiting for if it gives this many times the images per second of the one before."""
 _SHARE_TO_WAIT = 0.1
 _LONGEST_WAIT_MS = 5.0
 _LEAST_ROUNDS = 3
@@ -29,13 +28,16 @@ class Curve:
 
     def preferred(self, largest: int) -> tuple[int, ...]:
         """Batch sizes up to `largest` that are worth waiting for; () where batching gains nothing, or is not known."""
-        best, found = math.inf, []
-        for batch, milliseconds in self.points:
-            each = milliseconds / batch
-            if best < math.inf and each * GAIN <= best and batch <= largest:
+        found: list[int] = []
+        milliseconds = {batch: ms / batch for batch, ms in self.points if batch <= largest}
+        for batch, each in milliseconds.items():
+            if batch > (least := min(milliseconds)) and each * GAIN <= milliseconds[found[-1] if found else least]:
                 found.append(batch)
-            best = min(best, each)
         return tuple(found)
+
+    def pays(self, largest: int) -> bool:
+        """Whether to make batches at all: some are worth waiting for, or it is not known."""
+        return len(self.points) < 2 or bool(self.preferred(largest))
 
     def wait_ms(self, largest: int) -> float:
         """How long a request may wait for others: a tenth of what the first preferred batch takes, 5 ms at most; 0
