@@ -40,7 +40,6 @@ _OPTIONS = (
     click.option("--namespace", metavar="NAME", help="Of the cluster. [default: kubectl's]"),
     click.option("--prometheus", metavar="URL", help="Scale the InferenceService by its queue, through KEDA."),
 )
-NAMES = ("kserve", "storage", "image", "gpus", "cpu", "memory", "replicas", "queue_target", "namespace", "prometheus")
 _REPLICAS = re.compile(r"(\d{1,4}):(\d{1,4})")
 _WAIT_S = 0.5
 
