@@ -10,10 +10,10 @@ FIGURES = docs/performance
 demo: $(VENV)/.run  ## install what an export needs and export hornet_t
 	$(BIN)/metaformer-export --model hornet_t --fp16
 
-test: $(VENV)/.dev $(VENV)/.tensorrt  ## the tests that CI runs
+test: $(VENV)/.dev $(VENV)/.tensorrt $(VENV)/.tritonserver  ## the tests that CI runs
 	$(BIN)/python -m pytest -m "not slow"
 
-test-all: $(VENV)/.dev $(VENV)/.tensorrt  ## all tests
+test-all: $(VENV)/.dev $(VENV)/.tensorrt $(VENV)/.tritonserver  ## all tests
 	$(BIN)/python -m pytest
 
 check: $(VENV)/.dev  ## lint, format and types
@@ -61,6 +61,11 @@ $(VENV)/.bench: $(BIN)/python pyproject.toml constraints.txt
 $(VENV)/.tensorrt: $(VENV)/.dev tests/install_tensorrt_bindings.py
 	$(BIN)/python tests/install_tensorrt_bindings.py && touch $@ || \
 		test -z "$(CI)"  # without them those tests are skipped, which CI must not be
+
+# A real Triton Inference Server, which model repositories are tested in, with a Python of its own.
+$(VENV)/.tritonserver: $(VENV)/.dev tests/install_tritonserver.py
+	$(BIN)/python tests/install_tritonserver.py && touch $@ || \
+		test -z "$(CI)"  # without it those tests are skipped, which CI must not be
 
 $(VENV)/.dev: $(BIN)/python pyproject.toml constraints.txt
 	$(PIP) -e ".[cpu,test,dev]"

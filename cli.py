@@ -19,12 +19,14 @@ from click.core import ParameterSource
 from . import cli_engine
 from .cli_build import build_command
 from .cli_calibrate import calibrate_command
+from .cli_classify import classify_command
 from .cli_eval import eval_command
 from .cli_inspect import inspect_command
 from .cli_lint import lint_command
 from .cli_options import calibration_options, chosen_calibration
 from .cli_parity import parity_command
 from .cli_plugins import plugins_command
+from .cli_serve import serve_command
 from .cli_triton import triton_command
 from .console import ConsoleProgress
 from .errors import InputError, LoweringError, MetaformerExportError
@@ -209,6 +211,8 @@ command.add_command(parity_command)
 command.add_command(plugins_command)
 command.add_command(triton_command)
 command.add_command(lint_command)
+command.add_command(serve_command)
+command.add_command(classify_command)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
