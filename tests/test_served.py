@@ -99,7 +99,7 @@ def batches(files: list[bytes]) -> Iterator[slice]:
     """Of 1, 2, ... 8 files, over and over."""
     start, size = 0, 1
     while start < len(files):
-        yield slice(start, start + size)
+        yield slice(start, min(start + size, len(files)))
         start, size = start + size, size % 8 + 1
 
 

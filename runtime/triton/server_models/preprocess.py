@@ -17,7 +17,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
-from preprocessing import UNREADABLE, normalised, upright
+from preprocessing import normalised, upright
 
 
 class TritonPythonModel:
@@ -56,10 +56,12 @@ class TritonPythonModel:
         for position, image in enumerate(batch):
             try:
                 rows.append(image.result())
-            except (*UNREADABLE, MemoryError) as error:
-                failures.append(f"image {position} of {len(batch)} cannot be decoded: {reason(error)}")
+            except Exception as error:  # damaged files make decoders raise anything, which would fail the others, too
+                which = "the image" if len(batch) == 1 else f"image {position} of {len(batch)}"
+                failures.append(f"{which} cannot be decoded: {reason(error)}")
         if failures:
-            return pb_utils.InferenceResponse(error=pb_utils.TritonError("; ".join(failures)))
+            message = "; ".join(failures)
+            return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, pb_utils.TritonError.INVALID_ARG))
         return pb_utils.InferenceResponse([pb_utils.Tensor(self.name, np.stack(rows).astype(self.dtype, copy=False))])
 
     def finalize(self) -> None:
@@ -70,4 +72,6 @@ def reason(error: BaseException) -> str:
     """In words; Pillow's own name an object of Python's."""
     if isinstance(error, UnidentifiedImageError):
         return "it is no image, or of a format that is not known"
-    return "it is too large for the server's memory" if isinstance(error, MemoryError) else str(error)
+    if isinstance(error, MemoryError):
+        return "it is too large for the server's memory"
+    return str(error) or type(error).__name__
