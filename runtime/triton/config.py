@@ -13,6 +13,7 @@ from typing import Any
 
 from tritonclient.grpc import model_config_pb2 as schema
 
+from ...errors import InputError
 from .deployable import PLAN, Deployable, Tensor
 from .options import RepositoryOptions
 from .schema import ModelConfig, data_type
@@ -24,6 +25,8 @@ WARM_UP_IMAGE = "photograph"
 WARM_UP_PIXELS = "pixels"
 _LEAST_QUEUE = 4
 """Full batches that may wait, however slow the model was measured to be."""
+_LARGEST_QUEUE = 2**32 - 1
+"""What the field has room for."""
 _KINDS = {"auto": "KIND_AUTO", "cpu": "KIND_CPU", "gpu": "KIND_GPU"}
 
 
@@ -51,7 +54,12 @@ def answers(deployable: Deployable, options: RepositoryOptions) -> tuple[Tensor,
 
 
 def model_config(deployable: Deployable, options: RepositoryOptions) -> ModelConfig:
-    """The model itself, in the backend that runs its file."""
+    """The model itself, in the backend that runs its file.
+
+    Raises:
+        InputError: something is asked for that the backend has not.
+    """
+    _check(deployable, options)
     config = _config(deployable.name, deployable.backend, deployable, (deployable.input,), deployable.outputs)
     _queue(config, deployable, options)
     device = "gpu" if deployable.backend == "tensorrt" else options.device
@@ -73,7 +81,7 @@ def model_config(deployable: Deployable, options: RepositoryOptions) -> ModelCon
         sizes.add(deployable.max_batch)
     for batch in sorted(sizes):
         _warm_up(config, f"batch of {batch}", batch, deployable.input, WARM_UP_PIXELS)
-    _versions(config, options)
+    _versions(config, options.versions)
     if options.response_cache:
         config.response_cache.enable = True
     return config
@@ -92,7 +100,7 @@ def preprocess_config(deployable: Deployable, options: RepositoryOptions) -> Mod
     _parameter(config, "max_image_bytes", str(round(options.max_image_mb * 1e6)))
     _parameter(config, "max_image_pixels", str(round(options.max_megapixels * 1e6)))
     _warm_up(config, "a photograph", 1, image, WARM_UP_IMAGE)
-    _versions(config, options)
+    _versions(config, _beside(options))
     return config
 
 
@@ -103,7 +111,7 @@ def postprocess_config(deployable: Deployable, options: RepositoryOptions) -> Mo
     config.dynamic_batching.SetInParent()
     config.instance_group.add(kind="KIND_CPU", count=1)
     _parameter(config, "top_k", str(outputs[0].dims[0]))
-    _versions(config, options)
+    _versions(config, _beside(options))
     return config
 
 
@@ -117,8 +125,19 @@ def ensemble_config(deployable: Deployable, options: RepositoryOptions) -> Model
     _step(config, deployable.name, {deployable.input.name: PIXELS}, inner)
     if deployable.classifies:
         _step(config, postprocess_name(deployable.name), inner, {each.name: each.name for each in outputs})
-    _versions(config, options)
+    _versions(config, _beside(options))
     return config
+
+
+def _check(deployable: Deployable, options: RepositoryOptions) -> None:
+    for asked, option, backend in (
+        (options.cuda_graphs, "--cuda-graphs", "tensorrt"),
+        (options.accelerator != "none", f"--accelerator {options.accelerator}", "onnxruntime"),
+    ):
+        if asked and deployable.backend != backend:
+            raise InputError(
+                f"{option} goes with the {backend} backend, and {deployable.name} is served by {deployable.backend}."
+            )
 
 
 def _config(
@@ -147,11 +166,10 @@ def _queue(config: ModelConfig, deployable: Deployable, options: RepositoryOptio
     batching.max_queue_delay_microseconds = round(1000 * wait)
     policy = batching.default_queue_policy
     policy.timeout_action = schema.ModelQueuePolicy.REJECT
-    policy.default_timeout_microseconds = round(1e6 * options.queue_seconds)
+    policy.default_timeout_microseconds = max(1, round(1e6 * options.queue_seconds))  # 0 would be for ever
     policy.allow_timeout_override = True
-    policy.max_queue_size = max(
-        _LEAST_QUEUE * largest, math.ceil(options.queue_seconds * (curve.images_per_second() or 0))
-    )
+    in_time = math.ceil(options.queue_seconds * (curve.images_per_second() or 0))
+    policy.max_queue_size = min(max(_LEAST_QUEUE * largest, in_time), _LARGEST_QUEUE)
 
 
 def _cuda_graphs(config: ModelConfig, deployable: Deployable) -> None:
@@ -185,8 +203,13 @@ def _warm_up(config: ModelConfig, name: str, batch: int, tensor: Tensor, file: s
     sample.input_data_file = file
 
 
-def _versions(config: ModelConfig, options: RepositoryOptions) -> None:
-    kind, _, numbers = options.versions.partition(":")
+def _beside(options: RepositoryOptions) -> str:
+    """Versions of the other models, which get a new one more seldom: of theirs, numbers of the model's mean nothing."""
+    return RepositoryOptions().versions if options.versions.startswith("specific") else options.versions
+
+
+def _versions(config: ModelConfig, versions: str) -> None:
+    kind, _, numbers = versions.partition(":")
     policy = config.version_policy
     if kind == "latest":
         policy.latest.num_versions = int(numbers)

@@ -30,6 +30,6 @@ def labels_for(classes: int, given: Path | None) -> tuple[str, ...]:
 
 def _lines(path: Path) -> tuple[str, ...]:
     try:
-        return tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+        return tuple(line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip())
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"the labels in {path} cannot be read: {error}.") from error

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ...errors import InputError
 from ..tensorrt.environment import AHEAD_OF_TIME, parse_version
@@ -17,7 +18,7 @@ from .deployable import Tensor
 from .publishing import versions_of
 from .schema import CONFIG, data_type_name, read
 from .served import FILES, Served
-from .wiring import ensemble, fits
+from .wiring import agree, ensemble, fits
 
 _BYTES = {"FP32": 4, "FP16": 2, "BF16": 2, "INT64": 8, "INT32": 4, "UINT8": 1}
 
@@ -42,7 +43,7 @@ def lint(repository: Path) -> tuple[Finding, ...]:
     """
     if not repository.is_dir():
         raise InputError(f"{repository} is no folder; give a Triton model repository.")
-    folders = [each for each in sorted(repository.iterdir()) if each.is_dir() and not each.name.startswith(".")]
+    folders = [each for each in sorted(repository.iterdir()) if each.is_dir()]
     if not folders:
         raise InputError(
             f"{repository} has no models; metaformer-export triton DIR --repository {repository} adds one."
@@ -74,7 +75,7 @@ def _files(model: Served, models: Mapping[str, Served]) -> Iterator[str]:
     if not model.ensemble and model.backend not in FILES:
         yield f"backend {model.backend or 'none'} is not one of {', '.join(FILES)}"
     for version in model.versions:
-        for name in model.file_names():
+        for name in (*model.file_names(), *model.weights(version)):
             if not (version / name).is_file():
                 yield f"version {version.name} has no {name}"
 
@@ -117,10 +118,11 @@ def _batch_dimension(model: Served, models: Mapping[str, Served]) -> Iterator[st
     del models
     for version in model.versions:
         for each in (tensor for tensors in model.tensors(version) or () for tensor in tensors):
-            if model.config.max_batch_size > 0 and each.dims[0] != -1:
+            if model.config.max_batch_size > 0 and each.dims[:1] != (-1,):
+                has = f"a fixed batch of {each.dims[0]}" if each.dims else "no batch"
                 yield (
-                    f"max_batch_size is {model.config.max_batch_size}, but {each.name} of version {version.name} has a "
-                    f"fixed batch of {each.dims[0]}"
+                    f"max_batch_size is {model.config.max_batch_size}, but {each.name} of version {version.name} has "
+                    f"{has}"
                 )
 
 
@@ -167,8 +169,10 @@ def _labels(model: Served, models: Mapping[str, Served]) -> Iterator[str]:
         path = model.folder / output.label_filename
         if not path.is_file():
             yield f"output {output.name} is named by {output.label_filename}, which is not there"
-        elif (lines := len(path.read_text("utf-8").splitlines())) != output.dims[-1]:
-            yield f"{output.label_filename} names {lines} classes, and {output.name} has {output.dims[-1]}"
+            continue
+        lines, sizes = len(path.read_bytes().splitlines()), list(output.dims)
+        if sizes[-1:] not in ([lines], [-1]):
+            yield f"{output.label_filename} names {lines} classes, and {output.name} is {sizes}"
 
 
 def _warm_up(model: Served, models: Mapping[str, Served]) -> Iterator[str]:
@@ -177,19 +181,26 @@ def _warm_up(model: Served, models: Mapping[str, Served]) -> Iterator[str]:
     for sample in model.config.model_warmup:
         if sample.batch_size > max(1, model.config.max_batch_size):
             yield f"warm-up {sample.name!r} is of {sample.batch_size} images, above max_batch_size"
+        for name in sorted(set(inputs) - set(sample.inputs)):
+            yield f"warm-up {sample.name!r} does not give the input {name}"
         for name, given in sample.inputs.items():
-            if name not in inputs:
-                yield f"warm-up {sample.name!r} gives {name}, which is no input"
-            path = model.folder / "warmup" / given.input_data_file
-            if not given.input_data_file:
-                continue
-            if not path.is_file():
-                yield f"warm-up {sample.name!r} reads warmup/{given.input_data_file}, which is not there"
-                continue
-            width = _BYTES.get(data_type_name(given.data_type))
-            if width is not None and path.stat().st_size != width * math.prod(given.dims):
-                wanted = width * math.prod(given.dims)
-                yield f"warmup/{path.name} has {path.stat().st_size} bytes, and {name} {wanted}"
+            what = f"warm-up {sample.name!r} gives {name}"
+            if name in inputs:
+                yield from agree(what, given, inputs[name])
+            else:
+                yield f"{what}, which is no input"
+            if given.input_data_file:
+                yield from _warm_up_file(f"warm-up {sample.name!r}", name, given, model)
+
+
+def _warm_up_file(sample: str, name: str, given: Any, model: Served) -> Iterator[str]:
+    path = model.folder / "warmup" / given.input_data_file
+    if not path.is_file():
+        yield f"{sample} reads warmup/{given.input_data_file}, which is not there"
+        return
+    width = _BYTES.get(data_type_name(given.data_type))
+    if width is not None and path.stat().st_size != (wanted := width * math.prod(given.dims)):
+        yield f"warmup/{path.name} has {path.stat().st_size} bytes, and {name} {wanted}"
 
 
 RULES: Mapping[str, Rule] = {

@@ -14,6 +14,16 @@ Backend = Literal["auto", "tensorrt", "onnxruntime", "python"]
 Device = Literal["auto", "cpu", "gpu"]
 Accelerator = Literal["none", "tensorrt", "openvino"]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+_LARGEST: dict[str, float] = {
+    "instances": 1000,
+    "queue_seconds": 1e6,
+    "queue_delay_ms": 1e6,
+    "max_image_mb": 1e5,
+    "max_megapixels": 1e5,
+}
+"""What the fields of a configuration have room for, and no server needs more of."""
+_TYPED = {"queue_seconds": "--queue-timeout", "queue_delay_ms": "--queue-delay", "versions": "--version-policy"}
+"""Options of the command line that are not named as the fields are."""
 _VERSIONS = re.compile(r"all|latest:[1-9]\d{0,3}|specific:[1-9]\d{0,8}(,[1-9]\d{0,8})*")
 
 
@@ -63,12 +73,20 @@ class RepositoryOptions:
                 raise InputError(f"--{field} {value!r} is not known; use {', '.join(get_args(known))}.")
         for field in ("instances", "top_k", "queue_seconds", "max_image_mb", "max_megapixels"):
             if not getattr(self, field) > 0:
-                raise InputError(f"--{field.replace('_', '-')} must be above 0; got {getattr(self, field)}.")
-        if self.queue_delay_ms is not None and self.queue_delay_ms < 0:
-            raise InputError(f"--queue-delay-ms must be 0 or more; got {self.queue_delay_ms}.")
+                raise InputError(f"{_typed(field)} must be above 0; got {getattr(self, field)}.")
+        if self.queue_delay_ms is not None and not self.queue_delay_ms >= 0:
+            raise InputError(f"{_typed('queue_delay_ms')} must be 0 or more; got {self.queue_delay_ms}.")
+        for field, largest in _LARGEST.items():
+            if (getattr(self, field) or 0) > largest:
+                raise InputError(f"{_typed(field)} is at most {largest:g}; got {getattr(self, field)}.")
         if self.name and not _NAME.fullmatch(self.name):
             raise InputError(f"--name takes letters, digits, dots, dashes and underscores; got {self.name!r}.")
         if not _VERSIONS.fullmatch(self.versions):
-            raise InputError(f"--version-policy takes latest:N, all or specific:N,M; got {self.versions!r}.")
+            raise InputError(f"{_typed('versions')} takes latest:N, all or specific:N,M; got {self.versions!r}.")
         if (self.accelerator, self.device) in (("tensorrt", "cpu"), ("openvino", "gpu")):
             raise InputError(f"--accelerator {self.accelerator} does not go with --device {self.device}.")
+
+
+def _typed(field: str) -> str:
+    """As the command line calls a field."""
+    return _TYPED.get(field, f"--{field.replace('_', '-')}")

@@ -8,8 +8,10 @@ overwritten; a configuration is replaced in one step, and only by one that takes
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import filecmp
+import glob
 import os
 import shutil
 import tempfile
@@ -18,10 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...errors import InputError, OutputError
-from .schema import CONFIG, ModelConfig, read
+from .schema import CONFIG, ModelConfig, data_type_name, read
 from .writing import SERVED
 
 _PARTIAL = ".partial-"
+_NOT_HERE = (errno.EXDEV, errno.EACCES, errno.EPERM, errno.EROFS)
+"""How a place refuses a model that is to be renamed into the repository."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,8 @@ def publish(written: Path, repository: Path, *, keep: int | None = None) -> tupl
             models = _in_order(written)
             for model in models:
                 _check(model, repository / model.name)
-            _tidy(repository, models)
+                _check_policy(model, repository / model.name, keep)
+            _tidy(repository)
             added = [_add(model, repository) for model in models]
             return tuple(_pruned(each, repository, keep) for each in added)
     except OSError as error:
@@ -90,32 +95,81 @@ def _check(new: Path, old: Path) -> None:
             raise InputError(f"{old} is there already and {what} {theirs}, not {ours}; {way_out}.")
 
 
+def _check_policy(new: Path, old: Path, keep: int | None) -> None:
+    """InputError if the configuration asks for a version that will not be there."""
+    wanted = set(read(new / CONFIG).version_policy.specific.versions)
+    if not wanted:
+        return
+    versions = [*versions_of(old), *([] if _is_newest(new, old) else [_number(old)])]
+    left = versions if keep is None else versions[-keep:]
+    if missing := sorted(wanted - set(left)):
+        have = ", ".join(map(str, left))
+        raise InputError(f"--version-policy asks for version {missing[0]} of {old}, which will have {have}.")
+
+
 def _tensors(config: ModelConfig, field: str) -> str:
-    return ", ".join(f"{each.name} {list(each.dims)}" for each in getattr(config, field))
+    tensors = getattr(config, field)
+    return ", ".join(f"{each.name} {data_type_name(each.data_type)} {list(each.dims)}" for each in tensors)
 
 
 def _add(new: Path, repository: Path) -> Published:
     """One model, whole, or one more version of it."""
-    (number,) = versions_of(new)
     old = repository / new.name
     if not old.exists():
-        with _copied(new, repository) as copy:
-            copy.rename(old)
-        return Published(new.name, number, new=True)
-    versions = versions_of(old)
-    last = versions[-1] if versions else 0
-    same = bool(versions) and _same(new / str(number), old / str(last))
+        _move_in(new, repository)
+        return Published(new.name, versions_of(new)[-1], new=True)
+    same, number = _is_newest(new, old), _number(old)
     if not same:
-        last += 1
-        with _copied(new / str(number), old) as copy:
-            copy.rename(old / str(last))
+        with _copied(_version(new), old) as copy:
+            copy.rename(old / str(number))
     for path in _beside(new):
         target = old / path.relative_to(new)
         if not (target.is_file() and filecmp.cmp(path, target, shallow=False)):
             target.parent.mkdir(exist_ok=True)
             with _copied(path, old) as copy:
                 copy.replace(target)
-    return Published(new.name, last, new=not same)
+    return Published(new.name, number - 1 if same else number, new=not same)
+
+
+def _version(new: Path) -> Path:
+    """The only version of a model that was written."""
+    (number,) = versions_of(new)
+    return new / str(number)
+
+
+def _number(old: Path) -> int:
+    """What the next version of a model is called."""
+    return max(versions_of(old), default=0) + 1
+
+
+def _is_newest(new: Path, old: Path) -> bool:
+    """Whether the newest version of a model is what was written."""
+    return bool(versions_of(old)) and _same(_version(new), old / str(_number(old) - 1))
+
+
+def _move_in(new: Path, repository: Path) -> None:
+    """A whole new model, in one step.
+
+    A server takes every folder of its repository for a model, and is not ready while one does not load: it is written
+    beside the repository, or in the folder of a model, where a server passes over what is not a number.
+    """
+    folder = repository.resolve()
+    models = [each for each in sorted(folder.iterdir()) if each.is_dir()]
+    beside = [folder.parent] if folder.parent.stat().st_dev == folder.stat().st_dev else []
+    places = [*beside, *models[:1], folder]
+    for place in places:
+        try:
+            with _copied(new, place, prefix=_prefix(folder) if place == folder.parent else _PARTIAL) as copy:
+                copy.rename(folder / new.name)
+            return
+        except OSError as error:
+            if error.errno not in _NOT_HERE or place == places[-1]:
+                raise
+
+
+def _prefix(repository: Path) -> str:
+    """Of what is written beside a repository, for it."""
+    return f".{repository.name}.model-"
 
 
 def _beside(model: Path) -> list[Path]:
@@ -147,30 +201,32 @@ def _pruned(published: Published, repository: Path, keep: int | None) -> Publish
 
 
 @contextlib.contextmanager
-def _copied(source: Path, folder: Path) -> Iterator[Path]:
+def _copied(source: Path, folder: Path, prefix: str = _PARTIAL) -> Iterator[Path]:
     """A copy in `folder`, on disk, under a name that no server takes for a version; removed if it stays there."""
-    staging = Path(tempfile.mkdtemp(prefix=_PARTIAL, dir=folder))
+    staging = Path(tempfile.mkdtemp(prefix=prefix, dir=folder))
     try:
-        staging.chmod(0o755)
-        copy = staging / source.name
-        if source.is_dir():
-            shutil.copytree(source, copy)
-        else:
-            shutil.copy2(source, copy)
-        for path in (copy, *copy.rglob("*")):
-            if path.is_file():
-                with path.open("rb") as file:
-                    os.fsync(file.fileno())
-        yield copy
+        for path in (source, *sorted(source.rglob("*"))):
+            copy = staging / source.name / path.relative_to(source)
+            if path.is_dir():
+                copy.mkdir()
+                continue
+            shutil.copy2(path, copy)
+            with copy.open("rb") as file:
+                os.fsync(file.fileno())
+        yield staging / source.name
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def _tidy(repository: Path, models: list[Path]) -> None:
+def _tidy(repository: Path) -> None:
     """Remove what killed runs left; nobody else is writing now."""
-    for folder in (repository, *(repository / model.name for model in models)):
-        for left in folder.glob(f"{_PARTIAL}*"):
-            shutil.rmtree(left, ignore_errors=True)
+    folder = repository.resolve()
+    for left in (
+        *folder.parent.glob(f"{glob.escape(_prefix(folder))}*"),
+        *folder.glob(f"{_PARTIAL}*"),
+        *folder.glob(f"*/{_PARTIAL}*"),
+    ):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -10,7 +10,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import onnx
+from google.protobuf.message import DecodeError
+
 from ...errors import InputError
+from ..tensorrt.environment import parse_version
 from .deployable import ONNX, PLAN, Tensor, tensors_of
 from .publishing import versions_of
 from .schema import ModelConfig
@@ -38,8 +42,16 @@ class Served:
 
     @property
     def versions(self) -> list[Path]:
-        """Folders of its versions, in order."""
-        return [self.folder / str(version) for version in versions_of(self.folder)]
+        """Folders of the versions that the policy has ready, in order: nothing asks more of the others."""
+        there, policy = versions_of(self.folder), self.config.version_policy
+        match policy.WhichOneof("policy_choice"):
+            case "all":
+                ready = there
+            case "specific":
+                ready = [version for version in there if version in policy.specific.versions]
+            case _:
+                ready = there[-(policy.latest.num_versions or 1) :]
+        return [self.folder / str(version) for version in ready]
 
     def file_names(self) -> list[str]:
         """What each version needs to hold."""
@@ -53,16 +65,31 @@ class Served:
         """What export.json says of each version that has one."""
         return {version: _json(version / SERVED) for version in self.versions if (version / SERVED).is_file()}
 
+    def weights(self, version: Path) -> list[str]:
+        """Files beside a version's graph that its weights lie in; none of one that cannot be read."""
+        path = self._graph(version)
+        if path is None:
+            return []
+        try:
+            tensors = onnx.load(path, load_external_data=False).graph.initializer
+        except (OSError, DecodeError):
+            return []
+        return sorted({each.value for tensor in tensors for each in tensor.external_data if each.key == "location"})
+
     def tensors(self, version: Path) -> tuple[list[Tensor], list[Tensor]] | None:
         """Inputs and outputs as the version's file has them, with the batch; None if that cannot be seen."""
-        path = version / (self.config.default_model_filename or ONNX)
-        if self.backend in ("onnxruntime", "python") and path.suffix == ".onnx" and path.is_file():
+        if (path := self._graph(version)) is not None:
             image, outputs = tensors_of(path)
             return [image], list(outputs)
         told = self.told.get(version)
         if told is None:
             return None
-        return [_tensor(each) for each in told["inputs"]], [_tensor(each) for each in told["outputs"]]
+        return _tensors(told, "inputs"), _tensors(told, "outputs")
+
+    def _graph(self, version: Path) -> Path | None:
+        path = version / (self.config.default_model_filename or ONNX)
+        runs = self.backend in ("onnxruntime", "python") and path.suffix == ".onnx"
+        return path if runs and path.is_file() else None
 
     def engines(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
         """What the manifests say of the engines of all versions, by path below the model's folder."""
@@ -71,16 +98,23 @@ class Served:
                 yield f"{version.name}/{file}", engine
 
 
-def _tensor(each: Mapping[str, Any]) -> Tensor:
-    """A tensor of export.json, which are without the batch, as the file has it."""
-    return Tensor(each["name"], each["data_type"], (-1, *each["dims"]))
+def _tensors(told: Mapping[str, Any], field: str) -> list[Tensor]:
+    """Tensors of export.json, which are without the batch, as the file has them."""
+    return [Tensor(each["name"], each["data_type"], (-1, *each["dims"])) for each in told[field]]
 
 
 def _json(path: Path) -> Mapping[str, Any]:
+    """export.json, with all that is asked of it."""
     try:
         content: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{path} is damaged: {error}.") from error
-    if not {"inputs", "outputs", "engines"} <= set(content):
-        raise InputError(f"{path} is damaged: it does not say what the model takes and gives.")
+    try:
+        for field in ("inputs", "outputs"):
+            _tensors(content, field)
+        for engine in content["engines"].values():
+            parse_version(engine["version"])
+            _, _, _ = map(int, engine["batch"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{path} is damaged: it does not say what the model takes and gives.") from error
     return content

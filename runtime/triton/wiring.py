@@ -20,7 +20,8 @@ def ensemble(model: Served, models: Mapping[str, Served]) -> Iterator[str]:
     waiting = list(model.config.ensemble_scheduling.step)
     for step in waiting:
         if step.model_name not in models:
-            yield f"step {step.model_name} is no model of this repository"
+            if not (model.folder.parent / step.model_name).is_dir():  # else its configuration has been complained of
+                yield f"step {step.model_name} is no model of this repository"
             return
         if models[step.model_name].config.max_batch_size < model.config.max_batch_size:
             yield f"max_batch_size is above that of step {step.model_name}"
@@ -32,7 +33,7 @@ def ensemble(model: Served, models: Mapping[str, Served]) -> Iterator[str]:
             takes, gives = ({each.name: each for each in field} for field in (config.input, config.output))
             for name, tensor in step.input_map.items():
                 if name in takes:
-                    yield from _agree(f"{step.model_name} takes {tensor}", takes[name], made[tensor])
+                    yield from agree(f"{step.model_name} takes {tensor}", takes[name], made[tensor])
             made |= {tensor: gives[name] for name, tensor in step.output_map.items() if name in gives}
     for step in waiting:
         missing = ", ".join(sorted(set(step.input_map.values()) - set(made)))
@@ -41,7 +42,7 @@ def ensemble(model: Served, models: Mapping[str, Served]) -> Iterator[str]:
         if output.name not in made:
             yield f"no step makes the output {output.name}"
         else:
-            yield from _agree(f"the ensemble gives {output.name}", output, made[output.name])
+            yield from agree(f"the ensemble gives {output.name}", output, made[output.name])
 
 
 def _mapped(step: Any, config: ModelConfig) -> Iterator[str]:
@@ -54,12 +55,18 @@ def _mapped(step: Any, config: ModelConfig) -> Iterator[str]:
             yield f"step {step.model_name} names an {what} {name}, which the model has not"
 
 
-def _agree(what: str, ours: Any, theirs: Any) -> Iterator[str]:
+def agree(what: str, ours: Any, theirs: Any) -> Iterator[str]:
+    """In which of type and sizes two tensors of configurations differ."""
     ours_kind, theirs_kind = data_type_name(ours.data_type), data_type_name(theirs.data_type)
     if ours_kind != theirs_kind:
         yield f"{what} as {ours_kind}, and it is {theirs_kind}"
-    if not fits(tuple(ours.dims), tuple(theirs.dims)):
+    if not _may_equal(tuple(ours.dims), tuple(theirs.dims)):
         yield f"{what} as {list(ours.dims)}, and it is {list(theirs.dims)}"
+
+
+def _may_equal(dims: tuple[int, ...], others: tuple[int, ...]) -> bool:
+    """Whether sizes may be the same, of which -1 on either side is any: the server looks again at each request."""
+    return len(dims) == len(others) and all(-1 in pair or pair[0] == pair[1] for pair in zip(dims, others, strict=True))
 
 
 def fits(dims: tuple[int, ...], sizes: tuple[int, ...]) -> bool:

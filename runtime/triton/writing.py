@@ -88,4 +88,6 @@ def _served(deployable: Deployable) -> bytes:
         "engines": deployable.engines,
         "latencies": {"measured": deployable.curve.source, "points": curve},
     }
-    return (json.dumps(told, indent=2) + "\n").encode()
+    # A manifest may hold a path, and a difference that is not a number, which JSON has not.
+    plain = json.loads(json.dumps(told, default=str), parse_constant=lambda name: None)
+    return (json.dumps(plain, indent=2) + "\n").encode()
