@@ -4,17 +4,22 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --disable-pip-version-check --quiet -c constraints.txt
 
 FIGURES = docs/performance
+# Two processes, each with whole files of tests: what a file's tests share is made once.
+SIDE_BY_SIDE = -n 2 --dist loadfile
 
-.PHONY: demo test test-all check format bench coverage wheel clean
+.PHONY: demo test test-all parity-tests check format bench coverage wheel clean
 
 demo: $(VENV)/.run  ## install what an export needs and export hornet_t
 	$(BIN)/metaformer-export --model hornet_t --fp16
 
 test: $(VENV)/.dev $(VENV)/.tensorrt $(VENV)/.tritonserver  ## the tests that CI runs
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" $(SIDE_BY_SIDE)
 
 test-all: $(VENV)/.dev $(VENV)/.tensorrt $(VENV)/.tritonserver  ## all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
+
+parity-tests: $(VENV)/.test  ## models against their authors' and a small export of each family, minutes; engines with a GPU
+	sh tests/parity.sh $(BIN)/python
 
 check: $(VENV)/.dev  ## lint, format and types
 	$(BIN)/ruff check .
@@ -57,6 +62,10 @@ $(VENV)/.bench: $(BIN)/python pyproject.toml constraints.txt
 	$(PIP) -e ".[cpu,bench]"
 	touch $@ $(VENV)/.run
 
+$(VENV)/.test: $(BIN)/python pyproject.toml constraints.txt
+	$(PIP) -e ".[cpu,test]"
+	touch $@ $(VENV)/.run
+
 # TensorRT's own Python bindings over stub libraries, which its names and arguments are tested against; needs a C compiler.
 $(VENV)/.tensorrt: $(VENV)/.dev tests/install_tensorrt_bindings.py
 	$(BIN)/python tests/install_tensorrt_bindings.py && touch $@ || \
@@ -69,4 +78,4 @@ $(VENV)/.tritonserver: $(VENV)/.dev tests/install_tritonserver.py
 
 $(VENV)/.dev: $(BIN)/python pyproject.toml constraints.txt
 	$(PIP) -e ".[cpu,test,dev]"
-	touch $@ $(VENV)/.run
+	touch $@ $(VENV)/.run $(VENV)/.test

@@ -111,7 +111,7 @@ def _replaceable(folder: Path) -> dict[str, Any] | None:
     if os.path.ismount(folder):
         raise OutputError(f"output {folder} is a mount point, which cannot be replaced; give a folder inside it.")
     manifest = _our_manifest(folder / MANIFEST) if (folder / MANIFEST).is_file() else None
-    foreign = sorted(_content(folder) - {MANIFEST, *(manifest or {}).get("outputs", {})})
+    foreign = sorted(_content(folder) - ({MANIFEST, *manifest["outputs"]} if manifest else set()))
     if foreign:
         raise OutputError(
             f"output folder {folder} holds files that are not from metaformer-export, {foreign[0]} for one; "

@@ -62,10 +62,10 @@ def test_kill_9_while_writing_leaves_no_half_folder(tmp_path: Path, stage: str) 
 def test_kill_9_leaves_an_old_folder_as_it_was_and_the_next_run_tidies(tmp_path: Path) -> None:
     assert start("--model", "hornet_test", cwd=tmp_path).wait() == 0
     folder = tmp_path / "build" / "hornet_test-fp32"
-    before = {path.name: sha256_of(path) for path in folder.iterdir()}
-    assert len(before) == 5
+    before = {path: sha256_of(path) for path in folder.rglob("*") if path.is_file()}
+    assert len({path.relative_to(folder).parts[0] for path in before}) == 6
     kill_after("parity", tmp_path)
-    assert {path.name: sha256_of(path) for path in folder.iterdir()} == before
+    assert {path: sha256_of(path) for path in folder.rglob("*") if path.is_file()} == before
     assert start("--model", "hornet_test", cwd=tmp_path).wait() == 0
     assert list((tmp_path / "build").iterdir()) == [folder]
 

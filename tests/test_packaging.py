@@ -65,8 +65,8 @@ def test_every_runtime_dependency_is_imported() -> None:
                 imported |= {alias.name.split(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.level == 0:
                 imported.add(str(node.module).split(".")[0])
-    by_name = {"pillow": "PIL", "onnxscript": None}  # torch.onnx imports onnxscript
+    by_name = {"pillow": "PIL", "pyyaml": "yaml", "onnxscript": None}  # torch.onnx imports onnxscript
     for requirement in PROJECT["project"]["dependencies"]:
-        name = requirement.split(">=")[0]
+        name = requirement.split(">=")[0].split("[")[0]
         module = by_name.get(name, name.replace("-", "_"))
         assert module is None or module in imported, name

@@ -451,7 +451,6 @@ def test_weights_beside_a_graph_are_carried_along(made: Path) -> None:
     assert np.array_equal(run(made / "triton/hornet_test/1/model.onnx"), wanted)
 
 
-@pytest.mark.xfail(strict=True, reason="the repository is linted with version 1 alone before it is added to another")
 def test_certain_versions_can_be_asked_for(made: Path) -> None:
     assert main(["triton", "made", "--repository", "R", "--no-measure"]) == 0
     (made / "model.onnx").write_bytes((made / "model.onnx").read_bytes() + b"\x12\x00")
@@ -460,7 +459,6 @@ def test_certain_versions_can_be_asked_for(made: Path) -> None:
     assert lint(Path("R")) == ()
 
 
-@pytest.mark.xfail(strict=True, reason="only the first folder's status is looked at")
 def test_a_failed_engine_for_another_gpu_is_refused(
     once: Path, ampere: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

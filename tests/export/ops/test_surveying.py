@@ -133,5 +133,5 @@ def test_what_does_not_compile_says_why(monkeypatch: pytest.MonkeyPatch) -> None
     outcome = compile_one(job(16, 80))
     assert outcome.needs is None
     assert outcome.failure.startswith("CompilationError: ")
-    assert outcome.failure.endswith("incompatible dimensions at index 0: 16 and 32")
+    assert "incompatible dimensions at index 0: 16 and 32" in outcome.failure
     assert "\n" not in outcome.failure
