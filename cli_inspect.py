@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,13 +91,22 @@ def _folder(folder: Path, as_json: bool) -> int:
         ("model", f"{model['name']} ({model['short_name']}), {height}x{width}, {model['weights']}"),
         ("precision", f"{precision['requested']}, inputs and outputs {precision['io']}"),
         ("status", f"{manifest['status']}, made {manifest['created']} on {manifest['machine']}"),
-        *((("file", f"{name}, {entry['bytes'] / 1e6:.1f} MB") for name, entry in manifest["outputs"].items())),
+        *((("file", f"{name}, {size / 1e6:.1f} MB") for name, size in _files(manifest["outputs"]).items())),
         *((("choice", f"{choice['file']} in {choice['runtime']}, {choice['median_ms']:.1f} ms"),) if choice else ()),
         *(_engine_lines(manifest["tensorrt"]) if manifest["tensorrt"] else ()),
     ]
     for title, text in lines:
         click.echo(f"{title:12s}{text}")
     return 0
+
+
+def _files(outputs: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
+    """Bytes of each file of a folder, those of a folder inside it together."""
+    found: dict[str, int] = {}
+    for name, entry in outputs.items():
+        top, slash, _ = name.partition("/")
+        found[top + slash] = found.get(top + slash, 0) + entry["bytes"]
+    return found
 
 
 def _engine_lines(engine: dict[str, Any]) -> list[tuple[str, str]]:

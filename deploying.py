@@ -59,7 +59,9 @@ def deploy(
     manifest = read_manifest(first)
     for folder in folders:
         if read_manifest(folder).get("status") != "passed" and not force:
-            raise InputError(f"{folder} is marked failed; its parity.json says why, and --force serves it all the same.")
+            raise InputError(
+                f"{folder} is marked failed; its parity.json says why, and --force serves it all the same."
+            )
     deployable = deployable_of(first, read_spec(first), manifest, options)
     deployable = with_plans(deployable, first, others)
     if measure and deployable.backend != "tensorrt" and options.device != "gpu":

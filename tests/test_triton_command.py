@@ -14,6 +14,7 @@ import onnx
 import onnxruntime
 import pytest
 import support
+import yaml
 from repositories import configs, engine
 from tritonclient.grpc import model_config_pb2 as schema
 
@@ -465,3 +466,48 @@ def test_a_failed_engine_for_another_gpu_is_refused(
     hopper = with_engine(once, "hopper", 90, b"for 9.0")
     changed(hopper, lambda manifest: manifest.update(status="failed"))
     assert "hopper is marked failed" in error_of(capsys, "triton", "ampere", "hopper", "--repository", "R")
+
+
+KUBERNETES = ["--storage", "pvc://models/repository", "--image", "registry.example.com/metaformer-export-serve:26.09"]
+
+
+def test_manifests_scale_on_what_half_a_second_answers(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bench = json.loads(Path("made", "bench.json").read_text("utf-8"))
+    for row in bench["results"]:
+        row["median_ms"] = 25.0
+    Path("made", "bench.json").write_text(json.dumps(bench), "utf-8")
+    asked = ["triton", "made", "--repository", "R", "--no-measure", "--kserve", "K", *KUBERNETES, "--json"]
+    assert main([*asked, "--replicas", "2:6", "--namespace", "vision"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["manifests"] == ["K/inferenceservice.yaml", "K/deployment.yaml", "K/prometheus-adapter.yaml"]
+    deployment, service, scaler = yaml.safe_load_all(Path("K/deployment.yaml").read_text("utf-8"))
+    assert [each["kind"] for each in (deployment, service, scaler)] == [
+        "Deployment",
+        "Service",
+        "HorizontalPodAutoscaler",
+    ]
+    assert {each["metadata"]["namespace"] for each in (deployment, service, scaler)} == {"vision"}
+    assert (scaler["spec"]["minReplicas"], scaler["spec"]["maxReplicas"]) == (2, 6)
+    (metric,) = scaler["spec"]["metrics"]
+    assert metric["pods"]["target"]["averageValue"] == "20"  # 40 images a second
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    assert "nvidia.com/gpu" not in container["resources"]["limits"], "ONNX Runtime's backend was asked for no GPU"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--kserve", "K"], "--kserve needs --storage and --image"),
+        (["--kserve", "K", *KUBERNETES[:2]], "--kserve needs --image"),
+        (["--storage", "pvc://models"], "--storage is for the manifests; give --kserve FOLDER, too."),
+        (["--kserve", "K", *KUBERNETES, "--replicas", "3"], "--replicas takes MIN:MAX"),
+        (["--kserve", "K", *KUBERNETES, "--replicas", "3:1"], "replicas_max 1 is below replicas_min 3"),
+        (["--kserve", "K", *KUBERNETES, "--memory", "lots"], "'lots' is not a quantity of Kubernetes"),
+    ],
+)
+def test_manifests_that_cannot_be_are_refused_before_anything_is_added(
+    made: Path, capsys: pytest.CaptureFixture[str], given: list[str], message: str
+) -> None:
+    assert message in error_of(capsys, "triton", "made", "--repository", "R", "--no-measure", *given)
+    assert not Path("R").exists()
+    assert not Path("K").exists()
