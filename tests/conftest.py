@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import support
 import torch
@@ -17,7 +19,12 @@ from metaformer_export.models.swin import SwinConfig
 
 settings.register_profile("default", deadline=None, max_examples=30, derandomize=True)
 settings.load_profile("default")
-torch.set_num_threads(2)
+
+if worker := os.environ.get("PYTEST_XDIST_WORKER"):
+    # Each process on a core of its own: threads that wait in a loop would take the other's.
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
+torch.set_num_threads(min(2, len(os.sched_getaffinity(0))))
 
 
 @pytest.fixture

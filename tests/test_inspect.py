@@ -129,10 +129,14 @@ def test_help_shows_the_command(monkeypatch, capsys) -> None:
     assert commands == [
         "  build      Build a TensorRT engine in an output folder.",
         "  calibrate  Find ranges, costly modules and a precision plan.",
+        "  classify   Ask a server what images show.",
         "  eval       Measure the accuracy of an exported model.",
         "  inspect    Say what a checkpoint or an output folder is.",
+        "  lint       Check a Triton model repository without a server.",
         "  parity     Check an export against PyTorch again; find what departs.",
         "  plugins    Compile the mixer ops' GPU kernels; no GPU needed.",
+        "  serve      Start a Triton Inference Server on an export.",
+        "  triton     Add an export to a Triton model repository.",
     ]
     assert main(["inspect", "--help"]) == 0
     text = capsys.readouterr().out
