@@ -3,11 +3,10 @@
 
     python benchmarks/serving.py --server .venv/tritonserver/bin/tritonserver --out docs/performance/serving.json
 
-Exports a model of seeded random weights whose every branch is alive, adds it to three repositories of the python
-backend, and starts a server of each on the loopback address: with the dynamic batching that was derived from the
-latencies, with the largest batches that the server can make, and without. Only if all give eager's classes and scores
-for the photographs that come with the package, clients of one request at a time ask them, in turns of a few seconds;
-the servers' own statistics say in which batches the model ran.
+Exports a model of seeded random weights whose every branch is alive, adds it to two repositories of the python backend,
+one of them without dynamic batching of the model, and starts a server of each on the loopback address. Only if both
+give eager's classes and scores for the photographs that come with the package, clients of one request at a time ask
+them, in turns of a few seconds; the servers' own statistics say in which batches the model ran.
 """
 
 from __future__ import annotations
@@ -102,13 +101,13 @@ def main(model: str, server: Path, seconds: float, levels: tuple[int, ...], out:
         export = Path(scratch, "export")
         run_export(ExportOptions(model, target="onnx", output=export, triton=False), progress)
         options = RepositoryOptions(backend="python", queue_seconds=100)
-        _, deployable = deploy([export], Path(scratch, "derived"), options, progress)
+        _, deployable = deploy([export], Path(scratch, "on"), options, progress)
         for batching, change in CHANGES.items():
-            shutil.copytree(Path(scratch, "derived"), Path(scratch, batching))
+            shutil.copytree(Path(scratch, "on"), Path(scratch, batching))
             rewrite(Path(scratch, batching, deployable.name), change)
         sides = [
             Side(batching, running.enter_context(serving(server, Path(scratch, batching))))
-            for batching in ("derived", *CHANGES)
+            for batching in ("on", *CHANGES)
         ]
         for side in sides:
             check(side, deployable.name, export)
@@ -119,7 +118,6 @@ def main(model: str, server: Path, seconds: float, levels: tuple[int, ...], out:
         "model": model,
         "latencies_ms": dict(deployable.curve.points),
         "preferred_batch_sizes": deployable.curve.preferred(deployable.max_batch),
-        "batching_pays": deployable.curve.pays(deployable.max_batch),
         "versions": versions(),
         "rows": [asdict(row) for row in rows],
     }
@@ -129,18 +127,12 @@ def main(model: str, server: Path, seconds: float, levels: tuple[int, ...], out:
     sys.exit(1 if any(row.failed or row.lost for row in rows) else 0)
 
 
-def largest(config: schema.ModelConfig) -> None:
-    """Batches of all that waits."""
-    config.dynamic_batching.ClearField("preferred_batch_size")
-    config.dynamic_batching.max_queue_delay_microseconds = 0
-
-
 def off(config: schema.ModelConfig) -> None:
     """Every request a batch of its own."""
     config.ClearField("dynamic_batching")
 
 
-CHANGES: Mapping[str, Callable[[schema.ModelConfig], None]] = {"largest": largest, "off": off}
+CHANGES: Mapping[str, Callable[[schema.ModelConfig], None]] = {"off": off}
 """What is changed in the derived configuration of the model."""
 
 

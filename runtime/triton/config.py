@@ -160,8 +160,9 @@ def _fixed(deployable: Deployable) -> tuple[int, ...]:
 def _queue(config: ModelConfig, deployable: Deployable, options: RepositoryOptions) -> None:
     """Batches as they were measured to pay; a queue that holds what can be answered in time."""
     batching, curve, largest = config.dynamic_batching, deployable.curve, deployable.max_batch
-    # Without a preferred size a server makes the largest batches it can; with one image, none.
-    batching.preferred_batch_size.extend(curve.preferred(largest) if curve.pays(largest) else (1,))
+    # Without a preferred size a server takes what waits, at once. One image as the preferred size would be no batching,
+    # but with it, and no delay, requests are left waiting: 19 images a second instead of 29 (tritonserver 2.51).
+    batching.preferred_batch_size.extend(curve.preferred(largest))
     wait = curve.wait_ms(largest) if options.queue_delay_ms is None else options.queue_delay_ms
     batching.max_queue_delay_microseconds = round(1000 * wait)
     policy = batching.default_queue_policy

@@ -35,10 +35,6 @@ class Curve:
                 found.append(batch)
         return tuple(found)
 
-    def pays(self, largest: int) -> bool:
-        """Whether to make batches at all: some are worth waiting for, or it is not known."""
-        return len(self.points) < 2 or bool(self.preferred(largest))
-
     def wait_ms(self, largest: int) -> float:
         """How long a request may wait for others: a tenth of what the first preferred batch takes, 5 ms at most; 0
         where none is preferred.

@@ -172,7 +172,7 @@ def test_warm_ups_are_of_real_data_in_tritons_layout(tmp_path: Path) -> None:
     ("points", "preferred", "delay", "queue", "warm_ups"),
     [
         ((), [], 0, 32, [1]),  # not timed: what the server makes of it
-        (((1, 10.0), (2, 20.0), (4, 40.0)), [1], 0, 1000, [1]),  # no batch gains anything: none is made
+        (((1, 10.0), (2, 20.0), (4, 40.0)), [], 0, 1000, [1]),  # no batch gains anything: what waits is taken, at once
         (((1, 10.0), (2, 16.0)), [2], 1600, 1250, [1, 2]),
         (((1, 100.0), (2, 101.0), (16, 102.0)), [2], 5000, 1569, [1, 2]),  # 16 are more than one batch may have
         (((1, 5000.0),), [], 0, 32, [1]),  # however slow, four full batches may wait

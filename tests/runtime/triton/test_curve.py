@@ -74,22 +74,6 @@ def test_a_request_waits_a_tenth_of_the_first_batch_that_pays_and_5_ms_at_most(
     assert Curve(points, "").wait_ms(largest) == pytest.approx(wait, abs=1e-12)
 
 
-@pytest.mark.parametrize(
-    ("points", "largest", "pays"),
-    [
-        ((), 8, True),  # not known
-        (((1, 10.0),), 8, True),
-        (((1, 10.0), (2, 20.0)), 8, False),
-        (((1, 10.0), (2, 12.0)), 8, True),
-        (((1, 10.0), (2, 12.0)), 1, False),
-    ],
-)
-def test_batches_are_made_where_they_gain_or_it_is_not_known(
-    points: tuple[tuple[int, float], ...], largest: int, pays: bool
-) -> None:
-    assert Curve(points, "").pays(largest) is pays
-
-
 def test_images_per_second_are_those_of_the_best_batch() -> None:
     assert Curve(((1, 10.0), (2, 16.0), (4, 50.0)), "").images_per_second() == 125.0
     assert Curve(((1, 4.0),), "").images_per_second() == 250.0
