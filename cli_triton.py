@@ -52,7 +52,14 @@ _DEFAULT = RepositoryOptions()
     type=click.Choice(get_args(Accelerator)),
     default=_DEFAULT.accelerator,
     show_default=True,
-    help="Executor inside the onnxruntime backend: TensorRT on a GPU, OpenVINO on a CPU.",
+    help="Executor inside the onnxruntime backend: CUDA or TensorRT on a GPU, OpenVINO on a CPU.",
+)
+@click.option(
+    "--accelerator-option",
+    "accelerator_options",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="A setting of it, as that backend names them; may be repeated: --accelerator-option use_tf32=0.",
 )
 @click.option("--instances", type=click.IntRange(1), default=_DEFAULT.instances, show_default=True, metavar="N")
 @click.option("--top-k", type=click.IntRange(1), default=_DEFAULT.top_k, show_default=True, metavar="K")
@@ -126,6 +133,7 @@ def triton_command(
         backend=given["backend"],
         device=given["device"],
         accelerator=given["accelerator"],
+        accelerator_options=tuple(_setting(text) for text in given["accelerator_options"]),
         instances=given["instances"],
         top_k=given["top_k"],
         labels=given["labels"],
@@ -158,6 +166,14 @@ def triton_command(
     for path in manifests:
         click.echo(f"{path}: written")
     return 0
+
+
+def _setting(text: str) -> tuple[str, str]:
+    """A name and its value."""
+    name, equals, value = text.partition("=")
+    if not (name and equals and value):
+        raise InputError(f"--accelerator-option takes KEY=VALUE, for instance use_tf32=0; got {text!r}.")
+    return name, value
 
 
 def _facts(repository: Path, published: tuple[Published, ...], deployable: Deployable) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from .delivered import read_manifest, read_spec
 from .errors import InputError
 from .output import put_in_place
 from .progress import Progress
+from .quantizing import FOR_TENSORRT
 from .runtime.bench import machine
 from .runtime.engine import load_engine
 from .runtime.threads import available_threads
@@ -101,15 +102,17 @@ def deployable_of(folder: Path, spec: ModelSpec, manifest: Mapping[str, Any], op
     if not main.is_file() or (backend == "tensorrt" and not engine):
         way_out = f"metaformer-export build {folder} makes it" if main.name == PLAN else "export the model again"
         raise InputError(f"{main} does not exist, or the manifest does not tell of it; {way_out}.")
-    image, outputs = tensors_of(folder / (engine["source"] if backend == "tensorrt" else ONNX))
-    data = folder / f"{ONNX}.data"
-    beside = {data.name: data} if backend != "tensorrt" and data.is_file() else {}
+    if backend == "onnxruntime" and options.accelerator == "tensorrt" and (folder / FOR_TENSORRT).is_file():
+        main = folder / FOR_TENSORRT  # eight bits as TensorRT takes them; model.onnx has them as a CPU does
+    image, outputs = tensors_of(folder / engine["source"] if backend == "tensorrt" else main)
+    data = main.with_name(f"{main.name}.data")
+    beside = {data.name: data} if data.is_file() else {}
     return Deployable(
         name=options.name or usual_name(spec),
         spec=spec,
         precision=manifest["precision"]["requested"],
         backend=backend,
-        files={main.name: main, **beside},
+        files={PLAN if backend == "tensorrt" else ONNX: main, **beside},
         input=replace(image, dims=(spec.in_chans, *spec.image_size)),
         outputs=tuple(replace(each, dims=each.dims[1:]) for each in outputs),
         max_batch=int(engine["batch"][2] if backend == "tensorrt" else manifest["batch"]["largest"]),

@@ -511,3 +511,21 @@ def test_manifests_that_cannot_be_are_refused_before_anything_is_added(
     assert message in error_of(capsys, "triton", "made", "--repository", "R", "--no-measure", *given)
     assert not Path("R").exists()
     assert not Path("K").exists()
+
+
+def test_tensorrt_inside_onnx_runtime_gets_the_graph_that_is_quantised_for_it(made: Path) -> None:
+    other = (made / "model.onnx").read_bytes() + b"\x12\x00"  # the producer's name once more
+    (made / "model.tensorrt.onnx").write_bytes(other)
+    added = ["triton", "made", "--no-measure", "--accelerator"]
+    assert main([*added, "tensorrt", "--repository", "R"]) == 0
+    assert Path("R/hornet_test/1/model.onnx").read_bytes() == other
+    assert main([*added, "cuda", "--accelerator-option", "use_tf32=0", "--repository", "S"]) == 0
+    assert Path("S/hornet_test/1/model.onnx").read_bytes() == (made / "model.onnx").read_bytes()
+    (accelerator,) = configs(Path("S"))["hornet_test"].optimization.execution_accelerators.gpu_execution_accelerator
+    assert dict(accelerator.parameters) == {"use_tf32": "0"}
+
+
+def test_a_setting_without_a_value_is_refused(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["--accelerator", "cuda", "--accelerator-option", "use_tf32"]
+    said = error_of(capsys, "triton", "made", "--repository", "R", *given)
+    assert said == "--accelerator-option takes KEY=VALUE, for instance use_tf32=0; got 'use_tf32'."

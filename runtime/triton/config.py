@@ -186,13 +186,25 @@ def _cuda_graphs(config: ModelConfig, deployable: Deployable) -> None:
 def _accelerate(config: ModelConfig, deployable: Deployable, options: RepositoryOptions) -> None:
     """Another executor inside ONNX Runtime's backend."""
     accelerators = config.optimization.execution_accelerators
-    if options.accelerator == "openvino":
-        accelerators.cpu_execution_accelerator.add(name="openvino")
-        return
-    accelerator = accelerators.gpu_execution_accelerator.add(name="tensorrt")
-    accelerator.parameters["precision_mode"] = {"fp16": "FP16", "int8": "INT8"}.get(deployable.precision, "FP32")
-    accelerator.parameters["trt_engine_cache_enable"] = "1"
-    accelerator.parameters["trt_engine_cache_path"] = "/tmp"
+    on_cpu = options.accelerator == "openvino"
+    kind = accelerators.cpu_execution_accelerator if on_cpu else accelerators.gpu_execution_accelerator
+    accelerator = kind.add(name=options.accelerator)
+    if options.accelerator == "tensorrt":
+        accelerator.parameters.update(_for_tensorrt(deployable))
+    accelerator.parameters.update(dict(options.accelerator_options))
+
+
+def _for_tensorrt(deployable: Deployable) -> dict[str, str]:
+    """One engine for all batches: without a profile another is built whenever a larger batch comes."""
+    sides = "x".join(map(str, _fixed(deployable)))
+    usual = max(deployable.curve.preferred(deployable.max_batch), default=1)
+    batches = {"min": 1, "opt": usual, "max": deployable.max_batch}
+    return {
+        "precision_mode": {"fp16": "FP16", "int8": "INT8"}.get(deployable.precision, "FP32"),
+        "trt_engine_cache_enable": "1",
+        "trt_engine_cache_path": "/tmp",
+        **{f"trt_profile_{name}_shapes": f"{deployable.input.name}:{n}x{sides}" for name, n in batches.items()},
+    }
 
 
 def _warm_up(config: ModelConfig, name: str, batch: int, tensor: Tensor, file: str) -> None:

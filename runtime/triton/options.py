@@ -12,7 +12,7 @@ from ...errors import InputError
 
 Backend = Literal["auto", "tensorrt", "onnxruntime", "python"]
 Device = Literal["auto", "cpu", "gpu"]
-Accelerator = Literal["none", "tensorrt", "openvino"]
+Accelerator = Literal["none", "cuda", "tensorrt", "openvino"]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _LARGEST: dict[str, float] = {
     "instances": 1000,
@@ -36,7 +36,8 @@ class RepositoryOptions:
         backend: what runs it: auto takes the engine if the folder has one, else ONNX Runtime's backend; python runs
             ONNX Runtime in the server's Python, for a server without that backend.
         device: where; auto lets the server take a GPU if it has one.
-        accelerator: of ONNX Runtime's backend: TensorRT on a GPU, OpenVINO on a CPU.
+        accelerator: of ONNX Runtime's backend: CUDA or TensorRT on a GPU, OpenVINO on a CPU.
+        accelerator_options: its settings, as that backend names them, for instance ("use_tf32", "0").
         instances: copies of the model on each device.
         top_k: classes that the ensemble answers with.
         labels: a file with the name of a class in each line; None for ImageNet's where there are 1000 classes.
@@ -55,6 +56,7 @@ class RepositoryOptions:
     backend: Backend = "auto"
     device: Device = "auto"
     accelerator: Accelerator = "none"
+    accelerator_options: tuple[tuple[str, str], ...] = ()
     instances: int = 1
     top_k: int = 5
     labels: Path | None = None
@@ -83,7 +85,9 @@ class RepositoryOptions:
             raise InputError(f"--name takes letters, digits, dots, dashes and underscores; got {self.name!r}.")
         if not _VERSIONS.fullmatch(self.versions):
             raise InputError(f"{_typed('versions')} takes latest:N, all or specific:N,M; got {self.versions!r}.")
-        if (self.accelerator, self.device) in (("tensorrt", "cpu"), ("openvino", "gpu")):
+        if self.accelerator_options and self.accelerator == "none":
+            raise InputError("--accelerator-option is for an accelerator; give --accelerator, too.")
+        if (self.accelerator, self.device) in (("cuda", "cpu"), ("tensorrt", "cpu"), ("openvino", "gpu")):
             raise InputError(f"--accelerator {self.accelerator} does not go with --device {self.device}.")
 
 

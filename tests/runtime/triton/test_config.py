@@ -291,8 +291,20 @@ def test_tensorrt_inside_onnx_runtime_is_told_the_precision(tmp_path: Path, prec
         "precision_mode": mode,
         "trt_engine_cache_enable": "1",
         "trt_engine_cache_path": "/tmp",
+        "trt_profile_min_shapes": "images:1x3x24x32",
+        "trt_profile_opt_shapes": "images:8x3x24x32",
+        "trt_profile_max_shapes": "images:8x3x24x32",
     }
     assert len(said.optimization.execution_accelerators.cpu_execution_accelerator) == 0
+
+
+def test_settings_of_an_accelerator_are_handed_on(tmp_path: Path) -> None:
+    options = RepositoryOptions(accelerator="cuda", accelerator_options=(("use_tf32", "0"), ("gpu_mem_limit", "1")))
+    said = made(deployable(tmp_path), tmp_path, options)["small"]
+    (accelerator,) = said.optimization.execution_accelerators.gpu_execution_accelerator
+    assert (accelerator.name, dict(accelerator.parameters)) == ("cuda", {"use_tf32": "0", "gpu_mem_limit": "1"})
+    with pytest.raises(InputError, match="give --accelerator, too"):
+        RepositoryOptions(accelerator_options=(("use_tf32", "0"),))
 
 
 def test_openvino_inside_onnx_runtime_is_a_cpu_accelerator(tmp_path: Path) -> None:
