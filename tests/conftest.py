@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import signal
 
 import pytest
 import support
@@ -19,6 +20,9 @@ from metaformer_export.models.swin import SwinConfig
 
 settings.register_profile("default", deadline=None, max_examples=30, derandomize=True)
 settings.load_profile("default")
+
+# A shell's background job is started with Ctrl-C ignored, and so would be all that it starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 if worker := os.environ.get("PYTEST_XDIST_WORKER"):
     # Each process on a core of its own: threads that wait in a loop would take the other's.
