@@ -158,13 +158,22 @@ def _tokens(places, position, size):
 
 @triton.jit
 def _rows(q, places, position, size, dim: tl.constexpr, dim_block: tl.constexpr):
-    """The tile of the tokens at these positions of their groups, zero beyond a group's size."""
+    """The tile of the tokens at these positions of their groups, zero beyond a group's size.
+
+    It is read as a matrix of rows and given its axes then: of five axes, Triton 3.6 and 3.7 give threads to others, and
+    in 3.6 sums over tokens left their thread and tens of kilobytes their registers.
+    """
     width: tl.constexpr = dim_block if q.dtype.element_ty.primitive_bitwidth < 32 else max(dim_block // 2, 16)
-    piece = tl.arange(0, dim_block // width)[:, None, None, None, None]
-    channel = piece * width + tl.arange(0, width)[None, None, None, None, :]
-    row = _tokens(places, position, size)[None, :, :, :, None]
-    held = (position < size)[None, :, :, :, None] & (channel < dim)
-    return tl.load(q + row * dim + channel, mask=held, other=0.0).to(tl.float32)
+    pieces: tl.constexpr = dim_block // width
+    row = _tokens(places, position, size)[None, :, :, :]
+    tile: tl.constexpr = [pieces, row.shape[1], row.shape[2], row.shape[3], width]
+    rows: tl.constexpr = tile[0] * tile[1] * tile[2] * tile[3]
+    inside = tl.broadcast_to((position < size)[None, :, :, :], tile[:4])
+    row = tl.reshape(tl.broadcast_to(row, tile[:4]), [rows])
+    inside = tl.reshape(inside, [rows])
+    channel = (tl.arange(0, rows) // (rows // pieces) * width)[:, None] + tl.arange(0, width)[None, :]
+    x = tl.load(q + row[:, None] * dim + channel, mask=inside[:, None] & (channel < dim), other=0.0)
+    return tl.reshape(x, tile).to(tl.float32)
 
 
 @triton.jit
