@@ -25,7 +25,8 @@ def build_command(folder: Path, batch: str | None, as_json: bool, debug: bool, *
 
     For folders that were exported on a machine without a GPU, and for another
     GPU or TensorRT. Exit code 1 if TensorRT builds none, or one that computes
-    in float32 what the file has in a lower precision.
+    in float32 what the file has in a lower precision; the folder is marked
+    failed then.
     """
     del debug  # main looks for it, whichever command it follows
     options = ExportOptions(

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 
@@ -25,12 +27,15 @@ from .runtime.tensorrt.environment import environment
 
 PLUGIN = "model.plugin.onnx"
 _FILES = (DELIVERED, PLUGIN, FOR_TENSORRT)
+_BEFORE = "status_before_engine"
+"""Key of the manifest, where only the engine failed."""
 
 
 def rebuild_engine(folder: Path, options: ExportOptions, progress: Progress) -> Engine:
     """Build model.plan in an output folder, in place of the one that is there, and its model repository from it.
 
-    A kill leaves the old engine and manifest, or the new ones.
+    A kill leaves the old engine and manifest, or the new ones. With an engine that is not what was asked for, the
+    folder is marked failed and its repository stays as it is.
 
     Raises:
         InputError: the folder is none of this tool's, or its files are gone.
@@ -47,8 +52,19 @@ def rebuild_engine(folder: Path, options: ExportOptions, progress: Progress) -> 
         engine = replace(built, path=folder / PLAN)
         shutil.move(built.path, engine.path)
     with writing(folder):
-        content = read_manifest(folder) | {"gpu": engine.gpu, "tensorrt": engine.told()}
-        if (folder / REPOSITORY).is_dir():
+        content = with_engine(read_manifest(folder), engine)
+        if (folder / REPOSITORY).is_dir() and content["status"] == "passed":
             write_own_repository(folder, spec, content)
         write_whole(folder / MANIFEST, to_json(content | {"outputs": outputs_of(folder)}))
     return engine
+
+
+def with_engine(manifest: Mapping[str, Any], engine: Engine) -> dict[str, Any]:
+    """The manifest of a folder after an engine was built in it: failed with an engine that is not what was asked for,
+    and what it was before once there is a better one.
+    """
+    content = {**manifest, "gpu": engine.gpu, "tensorrt": engine.told()}
+    before = content.pop(_BEFORE, content["status"])
+    if engine.failures:
+        return content | {"status": "failed", _BEFORE: before}
+    return content | {"status": before}

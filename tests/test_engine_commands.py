@@ -23,6 +23,7 @@ from metaformer_export.export.trace import Traced, trace
 from metaformer_export.models import hornet, registry
 from metaformer_export.models.family import BuildOptions
 from metaformer_export.options import ENGINE_BATCH, ExportOptions
+from metaformer_export.rebuilding import with_engine
 from metaformer_export.request import resolved
 from metaformer_export.runtime.tensorrt.engine import Engine, EngineReport
 from metaformer_export.runtime.tensorrt.environment import Environment
@@ -130,6 +131,26 @@ def test_an_engine_that_fails_parity_fails_the_export() -> None:
         result = ExportResult(Path("made"), spec, "fp16", proof, bench, Manifest({}), (), engine)
         assert result.passed is passed
         assert result.engine_failures == failures
+
+
+def test_a_folder_is_marked_failed_as_long_as_its_engine_is_not_what_was_asked_for() -> None:
+    """Whoever deploys a folder looks at its status; a proof that had failed before stays failed."""
+
+    def engine(computed: str) -> Engine:
+        report = EngineReport(1, {"stages.0": {"fp16": 3}}, {"stages.0": {computed: 3}})
+        return Engine(
+            Path("model.plan"), "model.onnx", "11.4", "made up", 90, (), (1, 8, 32), EngineOptions(), 1.0, report
+        )
+
+    for status in ("passed", "failed"):
+        manifest: dict[str, object] = {"status": status, "notes": ["kept"], "gpu": None, "tensorrt": None}
+        seen = []
+        for computed in ("fp16", "fp32", "fp32", "fp16"):
+            manifest = with_engine(manifest, engine(computed))
+            seen.append(manifest["status"])
+        assert seen == [status, "failed", "failed", status]
+        assert manifest["gpu"] == "made up"
+        assert set(manifest) == {"status", "notes", "gpu", "tensorrt"}
 
 
 def test_an_engine_that_is_not_there_says_what_makes_it(exported: Path) -> None:
