@@ -23,7 +23,7 @@ from .runtime.bench import machine
 from .runtime.engine import load_engine
 from .runtime.threads import available_threads
 from .runtime.triton.curve import Curve, measured
-from .runtime.triton.deployable import ONNX, PLAN, Deployable, capability, tensors_of
+from .runtime.triton.deployable import ONNX, PLAN, Deployable, capability, onnx_file
 from .runtime.triton.labels import labels_for
 from .runtime.triton.lint import lint
 from .runtime.triton.options import RepositoryOptions
@@ -104,7 +104,7 @@ def deployable_of(folder: Path, spec: ModelSpec, manifest: Mapping[str, Any], op
         raise InputError(f"{main} does not exist, or the manifest does not tell of it; {way_out}.")
     if backend == "onnxruntime" and options.accelerator == "tensorrt" and (folder / FOR_TENSORRT).is_file():
         main = folder / FOR_TENSORRT  # eight bits as TensorRT takes them; model.onnx has them as a CPU does
-    image, outputs = tensors_of(folder / engine["source"] if backend == "tensorrt" else main)
+    graph = onnx_file(folder / engine["source"] if backend == "tensorrt" else main)
     data = main.with_name(f"{main.name}.data")
     beside = {data.name: data} if data.is_file() else {}
     return Deployable(
@@ -113,13 +113,13 @@ def deployable_of(folder: Path, spec: ModelSpec, manifest: Mapping[str, Any], op
         precision=manifest["precision"]["requested"],
         backend=backend,
         files={PLAN if backend == "tensorrt" else ONNX: main, **beside},
-        input=replace(image, dims=(spec.in_chans, *spec.image_size)),
-        outputs=tuple(replace(each, dims=each.dims[1:]) for each in outputs),
+        input=replace(graph.image, dims=(spec.in_chans, *spec.image_size)),
+        outputs=tuple(replace(each, dims=each.dims[1:]) for each in graph.outputs),
         max_batch=int(engine["batch"][2] if backend == "tensorrt" else manifest["batch"]["largest"]),
         curve=timed_curve(folder, manifest, backend),
         manifest=manifest,
         labels=() if spec.features else labels_for(spec.num_classes, options.labels),
-        photograph=_photograph(spec, image.data_type),
+        photograph=_photograph(spec, graph.image.data_type),
         engines={PLAN: engine} if backend == "tensorrt" else {},
     )
 

@@ -148,10 +148,10 @@ def _report(
         (staging / "bench.json").write_text(to_json(result.bench), encoding="utf-8")
         (staging / "report.html").write_text(to_html(result), encoding="utf-8")
         graphs = {file.name: (file.converted, file.lowered) for file in files}
-        manifest = manifest_of(result, graphs, images, options, staging)
+        manifest = manifest_of(result, graphs, images, options)
         if options.triton and result.passed:
             write_own_repository(staging, result.spec, manifest.content)
-            manifest.content["outputs"] = outputs_of(staging)
+        manifest.content["outputs"] = outputs_of(staging)
         (staging / MANIFEST).write_text(to_json(manifest.content), encoding="utf-8")
         done(str(result.folder))
     return replace(result, manifest=manifest)

@@ -63,9 +63,12 @@ def manifest_of(
     graphs: Mapping[str, tuple[Converted, Lowered]],
     images: ImageSet,
     options: ExportOptions,
-    folder: Path,
 ) -> Manifest:
-    """What was made, from what and how. `folder` holds the finished files, `graphs` what each was made from."""
+    """What was made, from what and how; its `outputs` are what `outputs_of` finds once all are written.
+
+    Args:
+        graphs: what each file was made from.
+    """
     return Manifest(
         {
             "tool": TOOL,
@@ -76,7 +79,7 @@ def manifest_of(
             "model": dataclasses.asdict(result.spec),
             "batch": dataclasses.asdict(options.batch),
             "inputs": _inputs(result, images),
-            "outputs": outputs_of(folder),
+            "outputs": {},
             "precision": _precision(result, graphs, options),
             "graphs": {name: _graph(*pair) for name, pair in graphs.items()},
             "versions": versions(),

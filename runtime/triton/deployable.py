@@ -35,6 +35,19 @@ class Tensor:
 
 
 @dataclass(frozen=True)
+class OnnxFile:
+    """Of an .onnx file: its image input and its outputs, the batch among their sizes.
+
+    Attributes:
+        beside: files beside it that weights lie in, sorted.
+    """
+
+    image: Tensor
+    outputs: tuple[Tensor, ...]
+    beside: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Deployable:
     """An export as it is to be served.
 
@@ -80,11 +93,11 @@ def capability(engine: Mapping[str, Any]) -> str:
     return f"{major}.{minor}"
 
 
-def tensors_of(path: Path) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """The image input and the outputs of an .onnx file, the batch among their sizes.
+def onnx_file(path: Path) -> OnnxFile:
+    """What a repository has to know of an .onnx file.
 
     Raises:
-        InputError: it is no such file, or takes something else.
+        InputError: it is no such file, or takes something else than images.
     """
     try:
         graph = onnx.load(path, load_external_data=False).graph
@@ -93,7 +106,8 @@ def tensors_of(path: Path) -> tuple[Tensor, tuple[Tensor, ...]]:
     inputs = [_tensor(value) for value in graph.input]
     if len(inputs) != 1:
         raise InputError(f"{path} takes {len(inputs)} inputs; a model to be served takes one batch of images.")
-    return inputs[0], tuple(_tensor(value) for value in graph.output)
+    beside = {each.value for tensor in graph.initializer for each in tensor.external_data if each.key == "location"}
+    return OnnxFile(inputs[0], tuple(_tensor(value) for value in graph.output), tuple(sorted(beside)))
 
 
 def _tensor(value: onnx.ValueInfoProto) -> Tensor:

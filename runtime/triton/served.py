@@ -10,12 +10,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import onnx
-from google.protobuf.message import DecodeError
-
 from ...errors import InputError
 from ..tensorrt.environment import parse_version
-from .deployable import ONNX, PLAN, Tensor, tensors_of
+from .deployable import ONNX, PLAN, OnnxFile, Tensor, onnx_file
 from .publishing import versions_of
 from .schema import ModelConfig
 from .writing import SERVED
@@ -68,19 +65,16 @@ class Served:
     def weights(self, version: Path) -> list[str]:
         """Files beside a version's graph that its weights lie in; none of one that cannot be read."""
         path = self._graph(version)
-        if path is None:
-            return []
         try:
-            tensors = onnx.load(path, load_external_data=False).graph.initializer
-        except (OSError, DecodeError):
+            return [] if path is None else list(self._onnx_file(path).beside)
+        except InputError:
             return []
-        return sorted({each.value for tensor in tensors for each in tensor.external_data if each.key == "location"})
 
     def tensors(self, version: Path) -> tuple[list[Tensor], list[Tensor]] | None:
         """Inputs and outputs as the version's file has them, with the batch; None if that cannot be seen."""
         if (path := self._graph(version)) is not None:
-            image, outputs = tensors_of(path)
-            return [image], list(outputs)
+            file = self._onnx_file(path)
+            return [file.image], list(file.outputs)
         told = self.told.get(version)
         if told is None:
             return None
@@ -90,6 +84,16 @@ class Served:
         path = version / (self.config.default_model_filename or ONNX)
         runs = self.backend in ("onnxruntime", "python") and path.suffix == ".onnx"
         return path if runs and path.is_file() else None
+
+    def _onnx_file(self, path: Path) -> OnnxFile:
+        """Read once: several rules ask, and a file may be hundreds of megabytes."""
+        if path not in self._onnx_files:
+            self._onnx_files[path] = onnx_file(path)
+        return self._onnx_files[path]
+
+    @cached_property
+    def _onnx_files(self) -> dict[Path, OnnxFile]:
+        return {}
 
     def engines(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
         """What the manifests say of the engines of all versions, by path below the model's folder."""
