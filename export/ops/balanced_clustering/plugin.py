@@ -12,11 +12,11 @@ _MOST_TOKENS = 4096
 _LARGEST_DIM = 128
 _LEAST_DIM = 16
 _STEPS = 8
-"""Rows of a tile that a thread reads a part of."""
+"""Rows of a tile that a thread reads a part of; half as many where it has half the registers."""
 _TOKENS_PER_WARP = 64
-"""So that a head of up to 1024 tokens is one tile."""
+"""So that a head of up to 512 tokens is one tile."""
 _MOST_WARPS = 16
-"""A thread then has 128 registers at most, which a tile of 8 steps and a sort of 8 keys need."""
+"""A thread then has 128 registers at most, which a tile of 4 steps and a sort of 8 keys need."""
 _READ_BY_WARP = 128
 """Numbers of float32: 16 bytes a thread."""
 _WARP = 32
@@ -51,17 +51,18 @@ def _launch(shapes: Shapes, attributes: Attributes) -> Launch:
     groups = [tokens >> level for level in range(levels)]
     dim_block, token_block = power_of_two(dim, _LEAST_DIM), power_of_two(tokens)
     warps = min(max(token_block // _TOKENS_PER_WARP, 1), _MOST_WARPS)
+    steps = _STEPS if warps < _MOST_WARPS else _STEPS // 2
     lanes = warps * _READ_BY_WARP // max(dim_block // 2, _LEAST_DIM)
     constants = {
         "heads": heads,
         "tokens": tokens,
         "dim": dim,
         "levels": levels,
-        "large_levels": sum(size > lanes * _STEPS for size in groups),
+        "large_levels": sum(size > lanes * steps for size in groups),
         "token_bits": token_block.bit_length() - 1,
         "dim_block": dim_block,
         "lanes": lanes,
-        "steps": _STEPS,
+        "steps": steps,
         "run": min([max(token_block // (warps * _WARP), 1), *(power_of_two(size) for size in groups)]),
     }
     return Launch(constants, programs=(heads, 1), warps=warps)

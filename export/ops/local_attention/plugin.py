@@ -70,7 +70,7 @@ def _launch(shapes: Shapes, attributes: Attributes) -> Launch:
 def _blocks(dim: int) -> tuple[int, int, int]:
     """Keys, channels of their products with queries, and channels of values at a time: what four warps hold."""
     whole = power_of_two(dim, _LEAST)
-    key_block = 64 if whole == _LEAST else 32
+    key_block = 32 if whole <= _KEPT_DIM else 16
     dim_block = whole if whole <= _KEPT_DIM else _KEPT_DIM // 2
     return key_block, dim_block, min(whole, _KEPT_DIM)
 

@@ -223,9 +223,8 @@ def compiles(tokens: int, dim: int, heads: int, dtype: str, architecture: int) -
     assert launch.programs == (heads, 1)
     assert compiled.shared_memory <= 75 * 1024
     used = resources(compiled)
-    # What passes over a tile share is put aside once: a thread of 16 warps has 128 registers, and its part of the tile
-    # takes 64. The most is 360 bytes with Triton 3.7.1, 572 with 3.6, 172 with 3.9.
-    assert max(used.spill_stores, used.spill_loads) <= (384 if launch.warps == 16 else 0)
+    # invariants that are stored once; a program of 16 warps has 128 registers a thread
+    assert max(used.spill_stores, used.spill_loads) <= (192 if launch.warps == 16 else 0)
     assert used.registers * compiled.threads <= 64 * 1024
 
 

@@ -119,7 +119,7 @@ def test_sizes_that_it_cannot_do_are_refused(height: int, width: int, dim: int, 
 
 
 def compiles(dim: int, side: int, stride: int, dtype: str, architecture: int) -> None:
-    """PTX that takes what TensorRT passes, in the registers that there are and the memory every GPU gives a program."""
+    """PTX that takes what TensorRT passes, without spills, in the memory that every GPU gives a program."""
     shapes = dict.fromkeys("qkv", (-1, 4 * dim, side, side))
     attributes = {"heads": 4, "window": 7, "stride": stride, "scale": dim**-0.5}
     compiled, launch = compile_kernel(KERNEL, shapes, attributes, dtype, architecture)
@@ -127,8 +127,7 @@ def compiles(dim: int, side: int, stride: int, dtype: str, architecture: int) ->
     assert compiled.parameters == ("u64", "u64", "u64", "u32", "u64")
     assert compiled.threads == 32 * launch.warps == 128
     assert compiled.shared_memory <= (80 if dim > 64 else 48) * 1024
-    # Short of the registers that a thread may have, ptxas puts two words aside so that another program fits.
-    assert needs.spill_stores + needs.spill_loads <= (16 if needs.registers <= 128 else 0)
+    assert needs.spill_stores + needs.spill_loads == 0
     tall, wide = (-(-side // stride // tile) for tile in (7, 8))
     assert launch.programs == (tall * wide, 4 * -(-dim // 64))
 
