@@ -43,12 +43,17 @@ def choose(
         plugins: False leaves no op a plugin unless it is asked to be one.
 
     Raises:
-        InputError: an op is to be a plugin, and its kernel cannot run at its sizes.
+        InputError: an op that the graph does not have is asked for, or one is to be a plugin and its kernel cannot
+            run at its sizes.
     """
     refusals: dict[str, str] = {}
     for node in graph:
         if node.domain == DOMAIN and not refusals.get(node.op_type):
             refusals[node.op_type] = refusal(node)
+    for name, form in asked.items():
+        if name not in refusals:
+            there = f"only {', '.join(refusals)}" if refusals else "nor any other"
+            raise InputError(f"--lowering {name}={form}: the model has no {name}, {there}; leave it out.")
     chosen: dict[str, LoweringForm] = {}
     notes = []
     for name, reason in refusals.items():

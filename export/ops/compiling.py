@@ -11,6 +11,7 @@ import re
 import subprocess
 import tempfile
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,16 @@ from .kernel import Attributes, Kernel, Launch, Shapes
 ARCHITECTURES = (80, 86, 89, 90, 100)
 """Compute capabilities, times ten: A100, A10 and RTX 30, L4 and RTX 40, H100 and H200, B200."""
 _WARP = 32
-_PTX_VERSIONS = {80: 80, 100: 87}
-"""PTX version, times ten, from an architecture on: the oldest that has it, so that older drivers load it."""
+_PTX_VERSIONS = {80: 80, 86: 80, 87: 80, 89: 80, 90: 80, 100: 87, 103: 88, 110: 90, 120: 87, 121: 88}
+"""PTX version, times ten, by architecture: what its first drivers load, and for older ones those of CUDA 12.0."""
+_BLACKWELL = 100
+_ARCHITECTURE_LOCKED = 90
+"""From here on Triton compiles for one architecture alone, and ptxas has an "a" in its name."""
 _ALIGNMENT = 16
 """Bytes; TensorRT and PyTorch align every tensor to 256."""
 _PARAMETERS = re.compile(r"\.visible \.entry \w+\((?P<list>[^)]*)\)", re.DOTALL)
 _PARAMETER = re.compile(r"\.param \.(?P<type>\w+)")
+_TARGET = re.compile(r"'(sm_\w+)'")
 _USED = re.compile(r"Used (?P<registers>\d+) registers")
 _SPILLED = re.compile(r"(?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill loads")
 
@@ -67,26 +72,19 @@ def compile_kernel(
         architecture: compute capability times ten.
 
     Raises:
-        InputError: the architecture is older than the kernels can be.
+        InputError: the installed Triton compiles nothing for the architecture.
         MissingDependencyError: Triton is not installed.
         LoweringError: the kernel needs scratch memory, which TensorRT does not give it.
     """
-    if architecture < ARCHITECTURES[0]:
-        raise InputError(
-            f"kernels need compute capability {ARCHITECTURES[0] / 10:.1f} or later, got {architecture / 10:.1f}; "
-            "--no-plugins goes around them."
-        )
-    try:
-        import triton
-        from triton.backends.compiler import GPUTarget
-        from triton.compiler import ASTSource
-    except ImportError as error:
-        raise MissingDependencyError('Triton is not installed; pip install "metaformer-export[tensorrt]".') from error
+    check_compiler(architecture)
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
     launch, function = kernel.launch(shapes, attributes), kernel.load()
     source = ASTSource(function, _signature(kernel, function, launch, dtype), dict(launch.constants), _aligned(kernel))
-    version = _PTX_VERSIONS[max(first for first in _PTX_VERSIONS if first <= architecture)]
     # Fused products are on unless a later Triton turns them off.
-    options = {"num_warps": launch.warps, "ptx_version": version, "enable_fp_fusion": True}
+    options = {"num_warps": launch.warps, "ptx_version": _PTX_VERSIONS[architecture], "enable_fp_fusion": True}
     made = triton.compile(source, target=GPUTarget("cuda", architecture, _WARP), options=options)
     scratch = {name: getattr(made.metadata, f"{name}_scratch_size", 0) for name in ("global", "profile")}
     if any(scratch.values()):
@@ -96,6 +94,42 @@ def compile_kernel(
         made.metadata.name, ptx, architecture, parameters(ptx), launch.warps * _WARP, made.metadata.shared
     )
     return compiled, launch
+
+
+def can_compile_for(architecture: int) -> bool:
+    """Whether the installed Triton compiles kernels for a GPU; where none is installed, whether another one does.
+
+    Args:
+        architecture: compute capability times ten.
+    """
+    try:
+        ptxas = _ptxas(architecture)
+    except ImportError:
+        return architecture in _PTX_VERSIONS
+    locked = "a" if architecture >= _ARCHITECTURE_LOCKED else ""
+    return architecture in _PTX_VERSIONS and f"sm_{architecture}{locked}" in _targets(ptxas)
+
+
+def check_compiler(architecture: int) -> None:
+    """Whether kernels can be compiled for a GPU, before somebody waits for it.
+
+    Args:
+        architecture: compute capability times ten.
+
+    Raises:
+        InputError: the installed Triton compiles nothing for it.
+        MissingDependencyError: Triton is not installed.
+    """
+    try:
+        import triton
+    except ImportError as error:
+        raise MissingDependencyError('Triton is not installed; pip install "metaformer-export[tensorrt]".') from error
+    if not can_compile_for(architecture):
+        able = ", ".join(f"{each / 10:.1f}" for each in _PTX_VERSIONS if can_compile_for(each))
+        raise InputError(
+            f"no kernel can be compiled for compute capability {architecture / 10:.1f}: Triton {triton.__version__} "
+            f"takes {able}; --no-plugins goes around the kernels."
+        )
 
 
 def parameters(ptx: str) -> tuple[str, ...]:
@@ -130,14 +164,7 @@ def resources(compiled: Compiled) -> Resources:
         ptx = Path(folder, "kernel.ptx")
         ptx.write_text(compiled.ptx, encoding="utf-8")
         target = re.findall(r"\.target (\w+)", compiled.ptx)[0]
-        command = [
-            str(_ptxas(compiled.architecture)),
-            "-v",
-            f"--gpu-name={target}",
-            str(ptx),
-            "-o",
-            str(ptx) + ".cubin",
-        ]
+        command = [_ptxas(compiled.architecture), "-v", f"--gpu-name={target}", str(ptx), "-o", str(ptx) + ".cubin"]
         said = subprocess.run(command, capture_output=True, text=True, check=False)
     used, spilled = _USED.search(said.stderr), _SPILLED.search(said.stderr)
     if said.returncode or used is None or spilled is None:
@@ -147,12 +174,19 @@ def resources(compiled: Compiled) -> Resources:
     return Resources(int(used["registers"]), int(spilled["stores"]), int(spilled["loads"]))
 
 
-def _ptxas(architecture: int) -> Path:
-    import triton
+def _ptxas(architecture: int) -> str:
+    """Path of the assembler that Triton itself calls; it comes with two."""
+    from triton import knobs
 
-    folder = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-    newer = folder / "ptxas-blackwell"
-    return newer if architecture >= max(_PTX_VERSIONS) and newer.exists() else folder / "ptxas"
+    tool = knobs.nvidia.ptxas_blackwell if architecture >= _BLACKWELL else knobs.nvidia.ptxas
+    return str(tool.path)
+
+
+@cache
+def _targets(ptxas: str) -> frozenset[str]:
+    """Names of the architectures that an assembler takes: "sm_80", "sm_90a"."""
+    said = subprocess.run([ptxas, "--help"], capture_output=True, text=True, check=False)
+    return frozenset(_TARGET.findall(said.stdout))
 
 
 def _signature(kernel: Kernel, function: Any, launch: Launch, dtype: str) -> dict[str, str]:

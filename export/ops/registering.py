@@ -9,9 +9,12 @@ what they are given; a plugin's signature is made here from its `Kernel`.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
 
 from ...errors import InputError
 from .compiling import compile_kernel
@@ -28,15 +31,19 @@ _TENSORRT_TYPES: dict[Type, str] = {
     "i64": "INT64",
 }
 """What an autotune combination calls the types; those joined by | change together."""
+_ATTRIBUTES: dict[type[int] | type[float], Any] = {int: npt.NDArray[np.int32], float: npt.NDArray[np.float32]}
+"""What attributes are annotated with. Each comes as an array of one number, of which TensorRT before 11.2 makes an int
+or a float in a way that NumPy refuses from 2.4 on; arrays it leaves as they are.
+"""
 
 
 @dataclass(frozen=True)
 class _Plugin:
-    """The functions that tensorrt.plugin wants of one mixer op."""
+    """The functions that tensorrt.plugin wants of one mixer op; `architecture` is asked when the kernel is compiled."""
 
     name: str
     kernel: Kernel
-    architecture: int
+    architecture: Callable[[], int]
 
     def describe(self, *given: Any, **attributes: Any) -> trtp.TensorDesc:
         """The output's type and size, from descriptions of the inputs; sizes may be symbols."""
@@ -46,7 +53,7 @@ class _Plugin:
         inputs: dict[str, trtp.TensorDesc] = dict(zip(self.kernel.inputs, given, strict=False))
         attributes |= dict(zip(self.kernel.attributes, given[len(inputs) :], strict=False))
         shapes = {name: each.shape_expr for name, each in inputs.items()}
-        size = self.kernel.output_shape(shapes, attributes)
+        size = self.kernel.output_shape(shapes, self._numbers(attributes))
         dtype = next(iter(inputs.values())).dtype if self.kernel.output == "float" else trt.DataType.INT64
         return trtp.from_shape_expr(tuple(size), dtype)
 
@@ -66,7 +73,7 @@ class _Plugin:
         shapes = {name: _sizes(each.shape_expr) for name, each in zip(self.kernel.inputs, tensors, strict=True)}
         self._check(shapes, attributes)
         compiled, launch = compile_kernel(
-            self.kernel, shapes, attributes, _dtype(self.kernel, tensors), self.architecture
+            self.kernel, shapes, attributes, _dtype(self.kernel, tensors), self.architecture()
         )
         batch = tensors[0].shape_expr[0]
         params = trtp.KernelLaunchParams()
@@ -97,7 +104,11 @@ class _Plugin:
     def _split(self, given: Sequence[Any]) -> tuple[Sequence[Any], Attributes]:
         """Input tensors, and attributes by name."""
         count = len(self.kernel.inputs)
-        return given[:count], dict(zip(self.kernel.attributes, given[count:], strict=False))
+        return given[:count], self._numbers(dict(zip(self.kernel.attributes, given[count:], strict=False)))
+
+    def _numbers(self, attributes: Mapping[str, npt.NDArray[Any]]) -> Attributes:
+        """Attributes as numbers, from arrays of one."""
+        return {name: self.kernel.attributes[name](value.item()) for name, value in attributes.items()}
 
     def _check(self, shapes: Shapes, attributes: Attributes) -> None:
         if refusal := self.kernel.refusal(shapes, attributes):
@@ -115,11 +126,12 @@ class _Pointer:
         return self.address
 
 
-def register(op: MixerOp, architecture: int, *, lazy: bool = False) -> None:
+def register(op: MixerOp, architecture: Callable[[], int], *, lazy: bool = False) -> None:
     """Make one mixer op known to TensorRT's parser, under the namespace of our domain.
 
     Args:
-        architecture: compute capability, times ten, of the GPU that the engine is for.
+        architecture: asked for each kernel that is compiled: compute capability, times ten, of the GPU that the
+            engine is for.
         lazy: leave TensorRT's registry alone until a plugin is made; where there is no registry.
 
     Raises:
@@ -133,19 +145,18 @@ def register(op: MixerOp, architecture: int, *, lazy: bool = False) -> None:
     plugin, kernel = _Plugin(op.op_type, op.kernel, architecture), op.kernel
     plugin_id = f"{DOMAIN}::{op.op_type}"
     inputs = dict.fromkeys(kernel.inputs, trtp.TensorDesc)
+    attributes = {name: _ATTRIBUTES[kind] for name, kind in kernel.attributes.items()}
     outputs = {"outputs": tuple[trtp.TensorDesc]}
-    trtp.register(plugin_id, lazy_register=lazy)(
-        _signed(plugin.describe, {**inputs, **kernel.attributes}, trtp.TensorDesc)
-    )
+    trtp.register(plugin_id, lazy_register=lazy)(_signed(plugin.describe, {**inputs, **attributes}, trtp.TensorDesc))
     trtp.autotune(plugin_id)(
-        _signed(plugin.autotune, {**inputs, **kernel.attributes, **outputs}, list[trtp.AutoTuneCombination])
+        _signed(plugin.autotune, {**inputs, **attributes, **outputs}, list[trtp.AutoTuneCombination])
     )
     tensors = dict.fromkeys(kernel.inputs, trtp.Tensor)
-    run = {**tensors, **kernel.attributes, "outputs": tuple[trtp.Tensor], "stream": int}
+    run = {**tensors, **attributes, "outputs": tuple[trtp.Tensor], "stream": int}
     trtp.impl(plugin_id)(_signed(plugin.just_in_time, run, None))
     if hasattr(trt, "QuickPluginCreationRequest"):
         made = tuple[str | bytes, str | bytes, trtp.KernelLaunchParams, trtp.SymIntExprs]
-        compiled = {**inputs, **kernel.attributes, **outputs, "tactic": int}
+        compiled = {**inputs, **attributes, **outputs, "tactic": int}
         trtp.aot_impl(plugin_id)(_signed(plugin.ahead_of_time, compiled, made))
 
 

@@ -18,7 +18,8 @@ LOOKUP = ("plugin_namespace", "plugin_version")
 @dataclass(frozen=True)
 class AttachPlugin(Pass):
     """Writes the attributes of TensorRT's plugin lookup and adds the operators' function bodies to the
-    model. Afterwards every mixer op has all attributes that its plugin reads; a missing one fails there.
+    model. Afterwards every mixer op has all attributes that its plugin reads, a missing one fails there,
+    in the order in which the plugin declares them: TensorRT passes them in the order that it is given.
     """
 
     def requires(self, graph: ir.Graph) -> str | None:
@@ -28,6 +29,7 @@ class AttachPlugin(Pass):
     def rewrite(self, model: ir.Model) -> int:
         nodes = [node for node in model.graph if node.domain == DOMAIN]
         for node in nodes:
+            _put_in_order(node)
             node.attributes["plugin_namespace"] = ir.AttrString("plugin_namespace", DOMAIN)
             node.attributes["plugin_version"] = ir.AttrString("plugin_version", str(VERSION))
             if (op := find(node.op_type)) is not None:
@@ -40,4 +42,20 @@ class AttachPlugin(Pass):
             op = find(node.op_type) if node.domain == DOMAIN else None
             if op is not None and not {*LOOKUP, *op.attributes} <= set(node.attributes):
                 return f"{node.name} lacks a plugin attribute"
+            declared = _declared(node)
+            if tuple(name for name in node.attributes if name in declared) != declared:
+                return f"{node.name} has its plugin's attributes in another order"
         return None
+
+
+def _declared(node: ir.Node) -> tuple[str, ...]:
+    """Attributes that a mixer op's plugin declares, in order."""
+    op = find(node.op_type)
+    return () if op is None else op.attributes if op.kernel is None else tuple(op.kernel.attributes)
+
+
+def _put_in_order(node: ir.Node) -> None:
+    """Declared attributes go to the end, one after the other; one that is missing stays so."""
+    for name in _declared(node):
+        if name in node.attributes:
+            node.attributes[name] = node.attributes.pop(name)

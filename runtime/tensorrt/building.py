@@ -8,22 +8,25 @@ neither a logger nor the flag that prefers plugins compiled ahead of time.
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...errors import EngineError, InputError
-from ...export.ops.catalog import find
-from ...export.ops.registering import register
+import torch
+
+from ...errors import EngineError, InputError, MetaformerExportError
 from .cancelling import cancellable
 from .environment import AHEAD_OF_TIME, Environment, environment, named
 from .hints import advised
-from .listening import Messages, Phases, logger_to, monitor_of, recorder_to
+from .listening import Messages, Phases, load_plugins, logger_to, monitor_of, recorder_to
 from .options import EngineOptions
-from .timing_cache import default_path, is_damaged, loadable, save_from
+from .plugins import kernel_architecture, register_plugins
+from .timing_cache import load_into, place_of, save_from
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -32,6 +35,8 @@ MIB = 2**20
 Batch = tuple[int, int, int]
 """Smallest, usual and largest."""
 _DYNAMIC = -1
+_BUILDING = threading.Lock()
+"""Builds time kernels against each other, and plugins are compiled for one GPU at a time."""
 
 
 def _untold(phase: str, step: int, steps: int) -> None:
@@ -73,7 +78,7 @@ def build(
     plugins: Sequence[str] = (),
     told: Callable[[str, int, int], None] = _untold,
 ) -> Built:
-    """Build an engine from an .onnx file, whose weights may lie beside it.
+    """Build an engine from an .onnx file, whose weights may lie beside it; one after the other in a process.
 
     Args:
         batch: for which the engine is built; every input's first size, where it is dynamic.
@@ -81,18 +86,28 @@ def build(
         told: of the builder's phases, their steps so far and all of them.
 
     Raises:
-        MissingDependencyError: TensorRT or a GPU is not there, or too old for an option.
+        InputError: no plugin can be compiled for this GPU.
+        MissingDependencyError: TensorRT or a GPU is not there, or too old for an option, or Triton is not for plugins.
         EngineError: TensorRT refuses the file or finds no engine; says its reasons and what to do about known ones.
         KeyboardInterrupt: the build was interrupted; nothing is left behind.
     """
     found = environment()
-    for name in plugins:
-        _register_once(name, found.architecture)
     work, phases = _Work(found), Phases(told)
-    started = time.perf_counter()
-    plan = cancellable(partial(_plan, source, options, batch, work, phases), phases.cancel)
-    messages = work.messages
-    return Built(plan, time.perf_counter() - started, found, tuple(messages.warnings), tuple(messages.notes))
+    with _BUILDING:
+        register_plugins(plugins, kernel_architecture(options, found.architecture))
+        started = time.perf_counter()
+        # A thread begins with the first GPU, whichever is this one's.
+        device = torch.cuda.current_device() if torch.cuda.is_available() else None
+        plan = cancellable(partial(_plan_on, device, source, options, batch, work, phases), phases.cancel)
+        seconds = time.perf_counter() - started
+    return Built(plan, seconds, found, tuple(work.messages.warnings), tuple(work.messages.notes))
+
+
+def _plan_on(
+    device: int | None, source: Path, options: EngineOptions, batch: Batch, work: _Work, phases: Phases
+) -> bytes:
+    with nullcontext() if device is None else torch.cuda.device(device):
+        return _plan(source, options, batch, work, phases)
 
 
 def _plan(source: Path, options: EngineOptions, batch: Batch, work: _Work, phases: Phases) -> bytes:
@@ -114,13 +129,13 @@ def _plan(source: Path, options: EngineOptions, batch: Batch, work: _Work, phase
 
 
 def _save_timings(options: EngineOptions, work: _Work) -> None:
-    """Keep what the build has measured; an engine is not lost over a full disk."""
-    path = _cache_path(options, work.environment)
+    """Keep what the build has measured; an engine is not lost over its timing cache, whatever goes wrong with that."""
     try:
-        if work.config is not None:
+        path = _cache_path(options, work)
+        if work.config is not None and path is not None:
             save_from(work.config, path)
-    except OSError as error:
-        work.messages.notes.append(f"the timing cache {path} could not be written: {error.strerror}.")
+    except (MetaformerExportError, OSError, RuntimeError, TypeError, ValueError) as error:
+        work.messages.notes.append(f"what the build has measured is not kept: {error}")
 
 
 def parsed(
@@ -134,7 +149,7 @@ def parsed(
     import tensorrt as trt
 
     logger = logger_to(messages)
-    trt.init_libnvinfer_plugins(logger, "")
+    load_plugins(messages)
     try:
         builder = trt.Builder(logger)
     except TypeError as error:  # the bindings' word for no builder, without a GPU or a driver
@@ -185,7 +200,7 @@ def configuration(
     from polygraphy.backend.trt import CreateConfig, PostprocessConfig, Profile
 
     _quiet_polygraphy()
-    path = _cache_path(options, work.environment)
+    path = _cache_path(options, work)
     profile = Profile()
     for name, (smallest, usual, largest) in sizes.items():
         profile.add(name, min=smallest, opt=usual, max=largest)
@@ -193,7 +208,6 @@ def configuration(
     created = CreateConfig(
         profiles=[profile],
         tf32=options.tf32,
-        load_timing_cache=loadable(path),
         memory_pool_limits=workspace,
         profiling_verbosity=trt.ProfilingVerbosity.DETAILED,
         builder_optimization_level=options.optimization_level,
@@ -201,7 +215,7 @@ def configuration(
         hardware_compatibility_level=named(trt.HardwareCompatibilityLevel, options.hardware_compatible.upper()),
         version_compatible=options.version_compatible,
         strip_plan=options.strip_plan,
-        refittable=options.refit or options.strip_plan,
+        refittable=options.refit,  # without weights, it takes the same ones back by itself, and layers stay fused
         weight_streaming=options.weight_streaming,
         progress_monitor=monitor,
     )
@@ -210,25 +224,22 @@ def configuration(
         del builder, network
         if options.max_tactics is not None:
             config.max_num_tactics = options.max_tactics
-        if is_damaged(config, path):
-            work.messages.notes.append(f"the timing cache {path} is damaged or of another TensorRT; it is made again.")
+        if path is not None:
+            cache, note = load_into(config, path)
+            work.kept.append(cache)
+            work.messages.notes += [note] if note else []
         work.config = config
         work.kept.append(monitor)
 
     return PostprocessConfig(created, finish)  # type: ignore[no-any-return]
 
 
-def _cache_path(options: EngineOptions, found: Environment) -> Path:
-    return default_path(found) if options.timing_cache is None else Path(options.timing_cache)
-
-
-@cache
-def _register_once(name: str, architecture: int) -> None:
-    """TensorRT's registry lives as long as the process, and takes a plugin once."""
-    op = find(name)
-    if op is None:
-        raise InputError(f"no mixer op is called {name}.")
-    register(op, architecture)
+def _cache_path(options: EngineOptions, work: _Work) -> Path | None:
+    """The file of measurements, None where there can be none; says so once."""
+    path, note = place_of(options.timing_cache, work.environment)
+    if note and note not in work.messages.notes:
+        work.messages.notes.append(note)
+    return path
 
 
 def _quiet_polygraphy() -> None:

@@ -14,6 +14,8 @@ OLDEST = (10, 8)
 """The first TensorRT whose strongly typed networks and quick-deploy plugins this code is written for."""
 AHEAD_OF_TIME = (10, 9)
 """The first whose plugins carry compiled kernels in the engine."""
+OLDEST_POLYGRAPHY = (0, 49, 18)
+"""The first whose CreateConfig takes a level of tiling."""
 _NUMBERS = re.compile(r"\d+")
 _HOW = (
     'pip install "metaformer-export[tensorrt]" on a machine with an NVIDIA GPU, or run the Docker image there: '
@@ -56,9 +58,12 @@ def installed_version() -> tuple[int, ...]:
     if version < OLDEST:
         raise MissingDependencyError(f"TensorRT {trt.__version__} is too old, this needs 10.8 or later; {_HOW}.")
     try:
-        import polygraphy  # noqa: F401
+        import polygraphy
     except ImportError as error:
         raise MissingDependencyError(f"Polygraphy is not installed, which builds the engine; {_HOW}.") from error
+    if parse_version(polygraphy.__version__) < OLDEST_POLYGRAPHY:
+        needed = ".".join(map(str, OLDEST_POLYGRAPHY))
+        raise MissingDependencyError(f"Polygraphy {polygraphy.__version__} is too old, this needs {needed}; {_HOW}.")
     return version
 
 

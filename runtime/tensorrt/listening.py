@@ -7,6 +7,7 @@ import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -46,6 +47,38 @@ class Messages:
 
 def logger_to(messages: Messages) -> trt.ILogger:
     """A logger of TensorRT's that keeps warnings and errors; the rest goes to Python's logging."""
+    return _logger(lambda: messages)
+
+
+def load_plugins(messages: Messages) -> None:
+    """Register TensorRT's own plugins; what their library says goes to these messages, until the next call.
+
+    The library keeps a bare pointer to the logger that it was given last (gLogger in plugin/api/inferPlugin.cpp of
+    TensorRT's sources), so that it gets one that lives as long as the process.
+    """
+    import tensorrt as trt
+
+    told = _told_by_plugins()
+    told.messages = messages
+    trt.init_libnvinfer_plugins(told.logger, "")
+
+
+@dataclass
+class _Told:
+    """Whom a logger tells, which may change."""
+
+    messages: Messages
+    logger: trt.ILogger | None = None
+
+
+@cache
+def _told_by_plugins() -> _Told:
+    told = _Told(Messages())
+    told.logger = _logger(lambda: told.messages)
+    return told
+
+
+def _logger(target: Callable[[], Messages]) -> trt.ILogger:
     import tensorrt as trt
 
     severities = trt.ILogger.Severity
@@ -56,9 +89,9 @@ def logger_to(messages: Messages) -> trt.ILogger:
 
         def log(self, severity: trt.ILogger.Severity, msg: str) -> None:
             if severity in (severities.INTERNAL_ERROR, severities.ERROR):
-                messages.error(msg)
+                target().error(msg)
             elif severity == severities.WARNING:
-                messages.warning(msg)
+                target().warning(msg)
             _LOG.debug("TensorRT: %s", msg)
 
     return Logger()

@@ -10,7 +10,11 @@ from ..kernel import Attributes, Kernel, Launch, Shapes, power_of_two
 _LEAST = 16
 """Rows, columns and terms that Triton's matrix product has at least."""
 _QUERIES = 64
-"""Of a tile, at most; four warps take 16 each."""
+"""Of a tile, at most; four warps take 16 each. Half as many where their channels do not stay in registers: in float32
+all of them would then need 66 KiB of shared memory, and a launch with more than 48 KiB has to ask the driver first.
+"""
+_KEYS = 32
+"""At a time."""
 _COLUMNS = 8
 """Of a tile: 32 bytes of a row in float32, and queries 8 apart share a mask."""
 _LARGEST_DIM = 128
@@ -46,8 +50,8 @@ def _launch(shapes: Shapes, attributes: Attributes) -> Launch:
     _, channels, height, width = (int(size) for size in shapes["q"])
     heads, window, stride = (int(attributes[name]) for name in ("heads", "window", "stride"))
     dim, out_height, out_width = channels // heads, -(-height // stride), -(-width // stride)
-    key_block, dim_block, value_block = _blocks(dim)
-    rows = _tile_rows(out_height, window, stride, key_block)
+    query_block, dim_block, value_block = _blocks(dim)
+    rows = _tile_rows(out_height, window, stride, query_block)
     constants = {
         "heads": heads,
         "dim": dim,
@@ -58,8 +62,8 @@ def _launch(shapes: Shapes, attributes: Attributes) -> Launch:
         "scale": float(attributes["scale"]),
         "tile_rows": rows,
         "tile_columns": _COLUMNS,
-        "query_block": _QUERIES,
-        "key_block": key_block,
+        "query_block": query_block,
+        "key_block": _KEYS,
         "dim_block": dim_block,
         "value_block": value_block,
     }
@@ -68,22 +72,22 @@ def _launch(shapes: Shapes, attributes: Attributes) -> Launch:
 
 
 def _blocks(dim: int) -> tuple[int, int, int]:
-    """Keys, channels of their products with queries, and channels of values at a time: what four warps hold."""
+    """Queries, channels of their products with keys, and channels of values at a time: what four warps hold."""
     whole = power_of_two(dim, _LEAST)
-    key_block = 32 if whole <= _KEPT_DIM else 16
-    dim_block = whole if whole <= _KEPT_DIM else _KEPT_DIM // 2
-    return key_block, dim_block, min(whole, _KEPT_DIM)
+    if whole <= _KEPT_DIM:
+        return _QUERIES, whole, whole
+    return _QUERIES // 2, _KEPT_DIM // 2, _KEPT_DIM
 
 
-def _tile_rows(out_height: int, window: int, stride: int, key_block: int) -> int:
+def _tile_rows(out_height: int, window: int, stride: int, query_block: int) -> int:
     """Rows of a tile: more share more keys, but each query is multiplied with all keys that its tile sees."""
     across = (_COLUMNS - 1) * stride + window
 
     def work(rows: int) -> int:
         keys = ((rows - 1) * stride + window) * across
-        return -(-out_height // rows) * -(-keys // key_block)
+        return -(-out_height // rows) * -(-keys // _KEYS)
 
-    return min(range(1, _QUERIES // _COLUMNS + 1), key=work)
+    return min(range(1, query_block // _COLUMNS + 1), key=work)
 
 
 KERNEL = Kernel(

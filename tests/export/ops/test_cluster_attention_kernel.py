@@ -20,7 +20,7 @@ STORED = {"fp32": 0.0, "fp16": 2.0**-11, "bf16": 2.0**-7}
 """What storing the output may change of it; the interpreter truncates to bfloat16, a GPU rounds."""
 WEIGHTED = {"fp32": 1e-5, "fp16": 1e-3, "bf16": 8e-3}
 """Allowed otherwise, over the reference's root mean square: the weights of 16-bit values are of 16 bits too."""
-FAMILIES = [(length, dim) for length in (3136, 784, 196, 49) for dim in (32, 24)]
+FAMILIES = [*((length, dim) for length in (3136, 784, 196, 49) for dim in (32, 24)), (49, 48)]
 
 
 def case(length: int, dim: int, batch: int = 2, heads: int = 2, dtype: str = "fp32") -> tuple[torch.Tensor, ...]:
@@ -44,7 +44,7 @@ def error(
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("length", "dim"), [(49, 32), (98, 24), (196, 32), (196, 24), (392, 24)])
+@pytest.mark.parametrize(("length", "dim"), [(49, 32), (49, 24), (49, 48), (98, 24), (196, 32), (196, 24), (392, 24)])
 def test_kernel_matches_the_reference(length: int, dim: int, dtype: str) -> None:
     inputs = case(length, dim, dtype=dtype)
     got = attended(inputs)
@@ -52,7 +52,10 @@ def test_kernel_matches_the_reference(length: int, dim: int, dtype: str) -> None
     assert error(got, inputs, stored=STORED[dtype]) <= WEIGHTED[dtype]
 
 
-@pytest.mark.parametrize(("length", "dim"), [(3136, 24), (784, 32)])
+@pytest.mark.parametrize(
+    ("length", "dim"),
+    [(3136, 24), (784, 32), *(pytest.param(*each, marks=pytest.mark.slow) for each in ((3136, 32), (784, 24)))],
+)
 def test_kernel_matches_the_reference_on_long_sequences(length: int, dim: int) -> None:
     inputs = case(length, dim, batch=1, heads=1)
     assert error(attended(inputs), inputs) <= 1e-5

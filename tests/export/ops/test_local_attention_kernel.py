@@ -53,7 +53,7 @@ def error(
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("dim", "side", "stride"), [(16, 14, 1), (32, 14, 2), (64, 7, 1), (128, 7, 1)])
+@pytest.mark.parametrize(("dim", "side", "stride"), [(16, 14, 1), (32, 14, 2), (64, 7, 1), (128, 7, 1), (128, 14, 2)])
 def test_kernel_matches_the_reference(dim: int, side: int, stride: int, dtype: str) -> None:
     inputs = case(side, side, dim, dtype=dtype)
     got = attended(inputs, stride=stride)
@@ -62,7 +62,7 @@ def test_kernel_matches_the_reference(dim: int, side: int, stride: int, dtype: s
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("dim", "side", "stride"), [(16, 56, 1), (32, 56, 2), (32, 28, 1), (64, 28, 2)])
+@pytest.mark.parametrize(("dim", "side", "stride"), STAGES[:-2])
 def test_kernel_matches_the_reference_on_large_maps(dim: int, side: int, stride: int) -> None:
     inputs = case(side, side, dim, heads=1)
     assert error(attended(inputs, heads=1, stride=stride), inputs, heads=1, stride=stride) <= 1e-5
@@ -119,16 +119,16 @@ def test_sizes_that_it_cannot_do_are_refused(height: int, width: int, dim: int, 
 
 
 def compiles(dim: int, side: int, stride: int, dtype: str, architecture: int) -> None:
-    """PTX that takes what TensorRT passes, without spills, in the memory that every GPU gives a program."""
+    """PTX that takes what TensorRT passes, without spills, in the memory that every launch gets without asking."""
     shapes = dict.fromkeys("qkv", (-1, 4 * dim, side, side))
     attributes = {"heads": 4, "window": 7, "stride": stride, "scale": dim**-0.5}
     compiled, launch = compile_kernel(KERNEL, shapes, attributes, dtype, architecture)
     needs = resources(compiled)
     assert compiled.parameters == ("u64", "u64", "u64", "u32", "u64")
     assert compiled.threads == 32 * launch.warps == 128
-    assert compiled.shared_memory <= (80 if dim > 64 else 48) * 1024
+    assert compiled.shared_memory <= 48 * 1024
     assert needs.spill_stores + needs.spill_loads == 0
-    tall, wide = (-(-side // stride // tile) for tile in (7, 8))
+    tall, wide = (-(-side // stride // tile) for tile in (4 if dim > 64 else 7, 8))
     assert launch.programs == (tall * wide, 4 * -(-dim // 64))
 
 

@@ -17,7 +17,10 @@ SOURCES = (*sorted((ROOT / "runtime" / "tensorrt").glob("*.py")), ROOT / "export
 
 NAMES_AT_LEAST = 200
 """What a scan of our code finds at least; one that finds nothing must not pass."""
-BEHAVIOUR = ("runtime/tensorrt/environment.py: version < OLDEST",)
+BEHAVIOUR = (
+    "runtime/tensorrt/environment.py: version < OLDEST",
+    "runtime/tensorrt/environment.py: parse_version(polygraphy.__version__) < OLDEST_POLYGRAPHY",
+)
 """Checks of what a version does, or of versions that are not taken, and not of what a version has; as "FILE: TEST"."""
 
 every_version = pytest.mark.parametrize("version", VERSIONS)
@@ -104,6 +107,39 @@ def test_every_option_of_ours_is_taken_by_the_builder(version: str, tmp_path: Pa
 
 
 @every_version
+def test_an_engine_without_weights_takes_the_same_ones_back_and_no_others(version: str, tmp_path: Path) -> None:
+    """The builder then fuses what it always does: REFIT_IDENTICAL comes with STRIP_PLAN, where REFIT is not set."""
+    code = f"""
+        import tensorrt as trt
+        from metaformer_export.runtime.tensorrt.building import _Work, configuration
+        from metaformer_export.runtime.tensorrt.environment import Environment, installed_version
+        from metaformer_export.runtime.tensorrt.listening import Messages, Phases, logger_to, monitor_of, recorder_to
+        from metaformer_export.runtime.tensorrt.options import EngineOptions
+
+        class Network:
+            num_inputs = 0
+            def __iter__(self): return iter(())
+
+        flags = []
+        trt.IBuilderConfig.set_flag = lambda config, flag: flags.append(flag)
+        messages = Messages()
+        builder = trt.Builder(logger_to(messages))
+        builder.error_recorder = recorder_to(messages)
+        for strip_plan, refit in ((True, False), (False, True), (True, True), (False, False)):
+            flags.clear()
+            options = EngineOptions(
+                timing_cache={str(tmp_path / "timing.cache")!r}, strip_plan=strip_plan, refit=refit
+            )
+            work = _Work(Environment(installed_version(), "H100", 90))
+            configuration(options, {{}}, monitor_of(Phases(lambda *told: None)), work)(builder, Network())
+            # TensorRT 10 has STRIP_PLAN under two names.
+            print("set:", *(name for name in ("REFIT", "STRIP_PLAN") if getattr(trt.BuilderFlag, name) in flags))
+        """
+    lines = [line for line in printed(version, code) if line.startswith("set:")]
+    assert lines == ["set: STRIP_PLAN", "set: REFIT", "set: REFIT STRIP_PLAN", "set:"]
+
+
+@every_version
 def test_every_kernel_of_ours_registers_as_a_plugin(version: str) -> None:
     code = """
         import tensorrt as trt, tensorrt.plugin as trtp
@@ -111,7 +147,7 @@ def test_every_kernel_of_ours_registers_as_a_plugin(version: str) -> None:
         from metaformer_export.export.ops.registering import register
         for op in OPS:
             if op.kernel is not None:
-                register(op, 90, lazy=True)
+                register(op, lambda: 90, lazy=True)
                 made = getattr(trtp.op.metaformer, op.op_type)
                 ahead_of_time = getattr(made, "aot_impl_func", None) is not None
                 print(op.op_type, made.input_tensor_names == list(op.kernel.inputs), ahead_of_time)
