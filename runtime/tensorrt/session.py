@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +13,10 @@ import torch
 from numpy.typing import NDArray
 
 from ...errors import EngineError, InputError
+from .batches import batch_axis, joined, parts_of, rows_of
+from .contexts import Shape, Tensor, batches_of, context_of, output_shapes, set_batch, tensors_of
 from .hints import advised
-from .listening import Messages, logger_to, recorder_to
+from .listening import Messages, load_plugins, logger_to, recorder_to
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -22,19 +25,11 @@ _WARM_UP_RUNS = 2
 """Before a run is recorded: the first at a size may still allocate, which a recording must not."""
 
 
-@dataclass(frozen=True)
-class Tensor:
-    """An input or output of an engine; the first size is -1 where it is the batch."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-
-
 @dataclass
 class _Buffers:
     """Memory for one batch size, what runs in it, and the recorded run."""
 
+    batch: int
     context: trt.IExecutionContext
     inputs: dict[str, torch.Tensor]
     outputs: dict[str, torch.Tensor]
@@ -44,48 +39,50 @@ class _Buffers:
 
 @dataclass
 class Session:
-    """An engine with its context, stream and buffers; one call at a time.
+    """An engine with its contexts, stream and buffers; one call at a time.
 
     Call it with a batch (B, C, H, W) in NumPy, and with clusterings by name where it takes any, to get float32 arrays
-    in the order of the graph's outputs; `run` takes and gives tensors on the GPU and waits for nothing.
+    in the order of `outputs`. B may be any number: what the engine does not take at once is cut into parts, and filled
+    up with the last image. `run` takes and gives tensors on the GPU at the engine's own batches, and waits for nothing.
 
     Attributes:
+        context: which all batch sizes share; None where each has one of its own. They do with recorded runs, which hold
+            on to memory of the context, and with ahead-of-time plugins, whose memory TensorRT 11.1 and 11.2 leak when
+            the shapes of a context change (TensorRT issue 4849).
         batch: the smallest and the largest that the engine is for.
-        kept: what TensorRT needs alive and keeps no reference to.
-        separate: every batch size has a context of its own. TensorRT 11.1 and 11.2 leak memory of ahead-of-time plugins
-            when the shapes of a context change (TensorRT issue 4849).
+        stream: in which everything runs.
         cuda_graph: a run at each batch size is recorded and replayed.
+        kept: what TensorRT needs alive and keeps no reference to.
     """
 
     engine: trt.ICudaEngine
-    context: trt.IExecutionContext
+    context: trt.IExecutionContext | None
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     batch: tuple[int, int]
     messages: Messages
-    kept: tuple[Any, ...] = ()
-    separate: bool = False
+    stream: torch.cuda.Stream
     cuda_graph: bool = False
     at_once: int = 1
-    _stream: torch.cuda.Stream = field(default_factory=torch.cuda.Stream)
     _buffers: dict[int, _Buffers] = field(default_factory=dict)
+    kept: tuple[Any, ...] = ()
 
     def __call__(
         self, batch: NDArray[np.floating], given: Mapping[str, NDArray[np.int64]] | None = None
     ) -> list[NDArray[np.float32]]:
         images = next(each for each in self.inputs if each.dtype.is_floating_point)
         arrays: dict[str, NDArray[Any]] = {images.name: batch, **(given or {})}
-        buffers = self._buffers_for(len(batch))
-        with torch.cuda.stream(self._stream):
-            for name, array in arrays.items():
-                staging = buffers.staging[name]
-                staging.copy_(torch.from_numpy(np.ascontiguousarray(array)))
-                buffers.inputs[name].copy_(staging, non_blocking=True)
-            self._enqueue(buffers)
-            for each in self.outputs:
-                buffers.staging[each.name].copy_(buffers.outputs[each.name], non_blocking=True)
-        self._stream.synchronize()
-        return [buffers.staging[each.name].float().numpy().copy() for each in self.outputs]
+        parts = parts_of(len(batch), *self.batch)
+        if len(parts) == 1 and parts[0].size == len(batch):
+            return self._computed(arrays, len(batch))
+        axes = [batch_axis(each.name, each.shape, images.shape[0]) for each in self.outputs]
+        pieces = [
+            self._computed({name: rows_of(array, part) for name, array in arrays.items()}, part.size) for part in parts
+        ]
+        return [
+            joined(each.name, own, parts, axis)
+            for each, own, axis in zip(self.outputs, zip(*pieces, strict=True), axes, strict=True)
+        ]
 
     def run(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Outputs by name, on the GPU, valid until the next call; the caller's current stream goes on after them.
@@ -94,35 +91,69 @@ class Session:
             InputError: an input is missing, not on the GPU, or of another type or size than the engine's.
         """
         count = self._checked(inputs)
-        buffers = self._buffers_for(count)
-        self._stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self._stream):
+        with self._after_the_caller():
+            buffers = self._buffers_for(count)
             for name, tensor in inputs.items():
                 buffers.inputs[name].copy_(tensor, non_blocking=True)
             self._enqueue(buffers)
-        torch.cuda.current_stream().wait_stream(self._stream)
+        torch.cuda.current_stream().wait_stream(self.stream)
         return buffers.outputs
 
     def gpu_milliseconds(self, batch: int, runs: int) -> list[float]:
-        """Time of each of so many runs by CUDA events, without copies from or to the host."""
-        buffers = self._buffers_for(batch)
-        times = []
-        with torch.cuda.stream(self._stream):
+        """Time of each of so many runs by CUDA events, without copies from or to the host.
+
+        The runs are queued one behind the other: waiting for each would put the host's work into every time.
+        """
+        events = [(_event(), _event()) for _ in range(runs)]
+        with self._after_the_caller():
+            buffers = self._buffers_for(batch)
             self._enqueue(buffers)
-            for _ in range(runs):
-                begin, end = _event(), _event()
+            for begin, end in events:
                 begin.record()
                 self._enqueue(buffers)
                 end.record()
-                end.synchronize()
-                times.append(float(begin.elapsed_time(end)))
-        return times
+        self.stream.synchronize()
+        return [float(begin.elapsed_time(end)) for begin, end in events]
+
+    def shaped_context(self, batch: int) -> trt.IExecutionContext:
+        """A new context whose inputs have the sizes of a batch, by which the engine inspector tells its types.
+
+        Raises:
+            EngineError: the batch is outside the engine's, or there is no memory for a context.
+        """
+        context = context_of(self.engine, self.messages)
+        set_batch(context, self.inputs, batch, self.messages)
+        return context
 
     def release(self) -> None:
-        """Give back the buffers of all batch sizes."""
-        self._stream.synchronize()
+        """Give back the buffers of all batch sizes, and the contexts that are theirs alone."""
+        self.stream.synchronize()
         self._buffers.clear()
         torch.cuda.empty_cache()
+
+    def _computed(self, arrays: Mapping[str, NDArray[Any]], batch: int) -> list[NDArray[np.float32]]:
+        """Outputs for arrays that are a batch of the engine's."""
+        with self._after_the_caller():
+            buffers = self._buffers_for(batch)
+            for name, array in arrays.items():
+                staging = buffers.staging[name]
+                staging.copy_(torch.from_numpy(np.ascontiguousarray(array)))
+                buffers.inputs[name].copy_(staging, non_blocking=True)
+            self._enqueue(buffers)
+            for each in self.outputs:
+                buffers.staging[each.name].copy_(buffers.outputs[each.name], non_blocking=True)
+        self.stream.synchronize()
+        return [buffers.staging[each.name].float().numpy().copy() for each in self.outputs]
+
+    @contextmanager
+    def _after_the_caller(self) -> Iterator[None]:
+        """What is queued or allocated here comes after what the caller has queued.
+
+        That may still read the outputs of an earlier run, or memory that the allocator hands out again.
+        """
+        self.stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.stream):
+            yield
 
     def _checked(self, inputs: Mapping[str, torch.Tensor]) -> int:
         """The batch."""
@@ -151,34 +182,35 @@ class Session:
         return self._buffers[batch]
 
     def _allocated(self, batch: int) -> _Buffers:
-        inputs, outputs = ({t.name: _on_gpu(t, batch) for t in each} for each in (self.inputs, self.outputs))
+        context = self.context if self.context is not None else context_of(self.engine, self.messages)
+        set_batch(context, self.inputs, batch, self.messages)
+        shapes = output_shapes(context, self.outputs)
+        inputs = {each.name: _on_gpu(each.at(batch), each.dtype) for each in self.inputs}
+        outputs = {each.name: _on_gpu(shapes[each.name], each.dtype) for each in self.outputs}
         pinned = {name: torch.empty(x.shape, dtype=x.dtype, pin_memory=True) for name, x in (inputs | outputs).items()}
-        context = _context(self.engine, self.messages) if self.separate and self._buffers else self.context
-        buffers = _Buffers(context, inputs, outputs, pinned)
+        buffers = _Buffers(batch, context, inputs, outputs, pinned)
         if self.cuda_graph:
             buffers.graph = self._recorded(buffers)
         return buffers
 
     def _recorded(self, buffers: _Buffers) -> torch.cuda.CUDAGraph:
-        with torch.cuda.stream(self._stream):
-            for _ in range(_WARM_UP_RUNS):
-                self._enqueue(buffers)
-        self._stream.synchronize()
+        for _ in range(_WARM_UP_RUNS):
+            self._enqueue(buffers)
+        self.stream.synchronize()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=self._stream):
+        with torch.cuda.graph(graph, stream=self.stream):
             self._enqueue(buffers)
         return graph
 
     def _enqueue(self, buffers: _Buffers) -> None:
-        """Put one run into the current stream."""
+        """Put one run into the session's stream."""
         if buffers.graph is not None:
             buffers.graph.replay()
             return
-        for name, tensor in buffers.inputs.items():
-            buffers.context.set_input_shape(name, tuple(tensor.shape))
+        set_batch(buffers.context, self.inputs, buffers.batch, self.messages)
         for name, tensor in (buffers.inputs | buffers.outputs).items():
             buffers.context.set_tensor_address(name, tensor.data_ptr())
-        if not buffers.context.execute_async_v3(torch.cuda.current_stream().cuda_stream):
+        if not buffers.context.execute_async_v3(self.stream.cuda_stream):
             raise EngineError(f"TensorRT did not run the engine: {advised(self.messages.errors)}")
 
 
@@ -188,6 +220,8 @@ def session_of(
     host_code: bool = False,
     cuda_graph: bool = False,
     separate: bool = False,
+    weight_streaming: bool = False,
+    outputs: Sequence[str] = (),
     refit: Callable[[trt.ICudaEngine], None] | None = None,
 ) -> Session:
     """Load an engine.
@@ -196,16 +230,19 @@ def session_of(
         host_code: the engine was built version-compatible, and brings code of its own that has to be allowed.
         cuda_graph: record a run at each batch size and replay it.
         separate: give every batch size a context of its own, as ahead-of-time plugins want it.
+        weight_streaming: the engine was built for it; as many weights as TensorRT finds room for stay on the GPU.
+            Without a budget all of them would.
+        outputs: names of the graph's outputs, in the order that the session is to give them; empty for TensorRT's.
         refit: puts weights into an engine that has none.
 
     Raises:
-        EngineError: TensorRT does not load it; says its reasons and what to do about known ones.
+        EngineError: TensorRT does not load it, or its outputs are others; says reasons and what to do about known ones.
     """
     import tensorrt as trt
 
     messages = Messages()
     logger, recorder = logger_to(messages), recorder_to(messages)
-    trt.init_libnvinfer_plugins(logger, "")
+    load_plugins(messages)
     try:
         runtime = trt.Runtime(logger)
     except TypeError as error:  # the bindings' word for no runtime, without a GPU or a driver
@@ -217,48 +254,17 @@ def session_of(
         raise EngineError(f"TensorRT does not load the engine: {advised(messages.errors)}")
     if refit is not None:
         refit(engine)
-    context = _context(engine, messages)
-    tensors = [_tensor(engine, engine.get_tensor_name(index)) for index in range(engine.num_io_tensors)]
-    modes = {each.name: engine.get_tensor_mode(each.name) for each in tensors}
-    inputs = tuple(each for each in tensors if modes[each.name] == trt.TensorIOMode.INPUT)
-    outputs = tuple(each for each in tensors if modes[each.name] == trt.TensorIOMode.OUTPUT)
+    if weight_streaming:  # before there is a context: an engine with one takes no other budget
+        engine.weight_streaming_budget_v2 = engine.get_weight_streaming_automatic_budget()
+    taken, made = tensors_of(engine, outputs)
+    context = None if separate or cuda_graph else context_of(engine, messages)
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     kept = (logger, recorder, runtime)
-    return Session(engine, context, inputs, outputs, _batches(engine, inputs), messages, kept, separate, cuda_graph)
+    return Session(engine, context, taken, made, batches_of(engine, taken), messages, stream, cuda_graph, kept=kept)
 
 
-def _context(engine: trt.ICudaEngine, messages: Messages) -> trt.IExecutionContext:
-    context: trt.IExecutionContext | None = engine.create_execution_context()
-    if context is None:
-        raise EngineError(f"TensorRT gives the engine no context: {advised(messages.errors)}")
-    return context
-
-
-def _tensor(engine: trt.ICudaEngine, name: str) -> Tensor:
-    import tensorrt as trt
-
-    dtypes = {
-        trt.DataType.FLOAT: torch.float32,
-        trt.DataType.HALF: torch.float16,
-        trt.DataType.BF16: torch.bfloat16,
-        trt.DataType.INT64: torch.int64,
-        trt.DataType.INT32: torch.int32,
-    }
-    shape = tuple(int(size) for size in engine.get_tensor_shape(name))
-    return Tensor(name, shape, dtypes[engine.get_tensor_dtype(name)])
-
-
-def _batches(engine: trt.ICudaEngine, inputs: Sequence[Tensor]) -> tuple[int, int]:
-    """Smallest and largest batch of the engine's profile."""
-    first = inputs[0]
-    if first.shape[0] != -1:
-        return first.shape[0], first.shape[0]
-    smallest, _, largest = engine.get_tensor_profile_shape(first.name, 0)
-    return int(smallest[0]), int(largest[0])
-
-
-def _on_gpu(tensor: Tensor, batch: int) -> torch.Tensor:
-    first = batch if tensor.shape[0] == -1 else tensor.shape[0]
-    return torch.empty((first, *tensor.shape[1:]), dtype=tensor.dtype, device="cuda")
+def _on_gpu(shape: Shape, dtype: torch.dtype) -> torch.Tensor:
+    return torch.empty(shape, dtype=dtype, device="cuda")
 
 
 def _event() -> torch.cuda.Event:
