@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from .models.checkpoints import Checkpoint
     from .models.identify import Identity
 
+_NAMES = {"fp32": "float32"}
+"""How a type is written in a sentence, where it is not by its short name."""
+
 
 @click.command("inspect", short_help="Say what a checkpoint or an output folder is.")
 @click.argument("file", metavar="FILE|DIR", type=click.Path(path_type=Path))
@@ -117,8 +120,15 @@ def _engine_lines(engine: dict[str, Any]) -> list[tuple[str, str]]:
         lines.append(("", f"{group}: asked for {_counted(wanted)}; computes {_counted(report['got'].get(group, {}))}"))
     plugins = _counted(report["plugins"])
     lines.append(("layers", f"{report['layers']}, {report['reformats']} reformats, plugins {plugins}"))
+    if unread := report.get("unread"):
+        lines.append(("unread", unread))
+    casts = f"{report['casts']} of the file's own, {report.get('unexpected_casts', 0)} unexpected"
+    lines.append(("casts", f"{casts} (layers that only change a type)"))
+    if unknown := report.get("unknown", 0):
+        lines.append(("unknown", f"TensorRT does not say in which type {unknown} nodes compute"))
     for each in report["fallen_back"]:
-        lines.append(("fell back", f"{', '.join(each['modules'])}: float32 instead of {each['wanted']}"))
+        got = _NAMES.get(each.get("got", "fp32"), each.get("got"))
+        lines.append(("fell back", f"{', '.join(each['modules'])}: {got} instead of {each['wanted']}"))
     return lines
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -142,3 +143,48 @@ def test_help_shows_the_command(monkeypatch, capsys) -> None:
     text = capsys.readouterr().out
     assert "--json" in text
     assert max(len(line) for line in text.splitlines()) <= 80
+
+
+def engine_folder(folder: Path, report: dict[str, object]) -> Path:
+    """As much of an output folder with an engine as inspect reads."""
+    usual = {"layers": 7, "wanted": {}, "got": {}, "fallen_back": [], "reformats": 2, "casts": 1, "plugins": {}}
+    engine = {"version": "11.4.0.106", "gpu": "made up", "source": "model.onnx", "batch": [1, 8, 32]}
+    made = {
+        "model": asdict(support.spec_for("hornet_test")),
+        "precision": {"requested": "int8", "io": "fp32"},
+        "status": "passed",
+        "created": "today",
+        "machine": "here",
+        "outputs": {},
+        "choice": None,
+        "tensorrt": engine | {"report": usual | report},
+    }
+    (folder / "manifest.json").write_text(json.dumps(made))
+    return folder
+
+
+@SMALL
+def test_inspect_says_what_an_engine_computes_and_converts_beside_the_file(tmp_path: Path, capsys) -> None:
+    fallen = [
+        {"layer": "x", "modules": ["stages.0.mlp", "stages.1.mlp"], "wanted": "int8", "got": "fp16"},
+        {"layer": "y", "modules": ["head"], "wanted": "fp16"},
+    ]
+    folder = engine_folder(tmp_path, {"fallen_back": fallen, "unexpected_casts": 3, "unknown": 4})
+    assert main(["inspect", str(folder)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-5:] == [
+        "layers      7, 2 reformats, plugins none",
+        "casts       1 of the file's own, 3 unexpected (layers that only change a type)",
+        "unknown     TensorRT does not say in which type 4 nodes compute",
+        "fell back   stages.0.mlp, stages.1.mlp: fp16 instead of int8",
+        "fell back   head: float32 instead of fp16",
+    ]
+
+
+@SMALL
+def test_inspect_reads_an_engine_of_an_older_export_and_one_that_nobody_could_read(tmp_path: Path, capsys) -> None:
+    assert main(["inspect", str(engine_folder(tmp_path, {}))]) == 0
+    older = capsys.readouterr().out.splitlines()
+    assert older[-1] == "casts       1 of the file's own, 0 unexpected (layers that only change a type)"
+    assert main(["inspect", str(engine_folder(tmp_path, {"unread": "the engine holds names only."}))]) == 0
+    assert "unread      the engine holds names only." in capsys.readouterr().out.splitlines()

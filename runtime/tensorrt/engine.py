@@ -13,13 +13,22 @@ from .options import EngineOptions
 LOW = ("fp16", "bf16", "int8")
 
 
+_SHOWN = 3
+"""Modules that a failure names."""
+
+
 @dataclass(frozen=True)
 class FallenBack:
-    """A layer of an engine that computes in float32 what the file has in a lower precision."""
+    """A layer of an engine that computes in a wider type what the file has in a lower precision.
+
+    Attributes:
+        wanted, got: the file's precision and the engine's.
+    """
 
     layer: str
     modules: tuple[str, ...]
     wanted: str
+    got: str = "fp32"
 
 
 @dataclass(frozen=True)
@@ -28,9 +37,13 @@ class EngineReport:
 
     Attributes:
         wanted, got: nodes with arithmetic by precision, for each group of modules; those that TensorRT folded into
-            others, or names nowhere, are in `wanted` alone.
+            others, names nowhere, or does not tell the type of, are in `wanted` alone.
         reformats, casts: layers that only change a layout or a type.
         plugins: layers that a plugin computes, by operator.
+        computed: the nodes of `got` by the precision that they were asked in, then by that which they compute in.
+        unknown: nodes that layers name without telling their type.
+        unexpected_casts: layers that only change a type and stand for none of the file's own conversions.
+        unread: why nothing of the engine's layers could be read; "" where it could.
     """
 
     layers: int
@@ -40,16 +53,70 @@ class EngineReport:
     reformats: int = 0
     casts: int = 0
     plugins: Mapping[str, int] = field(default_factory=dict)
+    computed: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    unknown: int = 0
+    unexpected_casts: int = 0
+    unread: str = ""
 
     def counted(self, precision: str) -> int:
         """Nodes that the engine computes in a precision."""
-        return sum(counts.get(precision, 0) for counts in self.got.values())
+        return _total(self.got, precision)
+
+    @property
+    def asked_low(self) -> frozenset[str]:
+        """Precisions below float32 that the file has nodes in."""
+        return frozenset(precision for counts in self.wanted.values() for precision in counts) & frozenset(LOW)
 
     @property
     def silent_float32(self) -> bool:
-        """Whether nothing is computed in the low precision that the file has."""
-        low = {precision for counts in self.wanted.values() for precision in counts} & set(LOW)
-        return bool(low) and not any(self.counted(precision) for precision in low)
+        """Whether the file has a low precision, nothing is known to be in one, and something is in float32 instead."""
+        if not self.asked_low or any(map(self.counted, LOW)):
+            return False
+        fallen = any(each.got == "fp32" for each in self.fallen_back)
+        return fallen or self.counted("fp32") > _total(self.wanted, "fp32")
+
+    @property
+    def float32_of_low(self) -> tuple[int, int]:
+        """Nodes that were asked in a low precision and compute in float32, and all such nodes whose type is known."""
+        low = [self.computed.get(precision, {}) for precision in LOW]
+        return sum(counts.get("fp32", 0) for counts in low), sum(sum(counts.values()) for counts in low)
+
+    @property
+    def nothing_in_int8(self) -> bool:
+        """Whether the file has int8, and every node of it whose type is known computes in another."""
+        quantised = self.computed.get("int8", {})
+        return bool(quantised) and "int8" not in quantised
+
+    @property
+    def tells_no_types(self) -> bool:
+        """Whether nothing is known of what the engine computes in that the file has in a low precision."""
+        known = self.float32_of_low[1] or any(map(self.counted, LOW)) or self.silent_float32
+        return bool(self.asked_low) and not known
+
+    @property
+    def conversions(self) -> str:
+        """Layers that cost time and that the file does not ask for, in words; "" where there are none."""
+        counts = ((self.unexpected_casts, "unexpected cast"), (self.reformats, "reformat"))
+        return ", ".join(f"{count} {name}{'s' if count > 1 else ''}" for count, name in counts if count)
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What the user should know beside what fell back."""
+        remarks = []
+        if self.unread or self.tells_no_types:
+            why = f" ({self.unread.rstrip('.')})" if self.unread else ""
+            remarks.append(
+                f"TensorRT's inspector does not say in which types the engine computes{why}; only its time and its "
+                "parity tell whether it is in the precision of the file."
+            )
+        if self.unexpected_casts:
+            layers = "1 layer" if self.unexpected_casts == 1 else f"{self.unexpected_casts} layers"
+            remarks.append(f"the engine casts in {layers} where its file does not.")
+        return tuple(remarks)
+
+
+def _total(groups: Mapping[str, Mapping[str, int]], precision: str) -> int:
+    return sum(counts.get(precision, 0) for counts in groups.values())
 
 
 @dataclass(frozen=True)
@@ -86,11 +153,28 @@ class Engine:
     @property
     def failures(self) -> tuple[str, ...]:
         """Why the engine is not what was asked for."""
-        if not self.report.silent_float32:
-            return ()
-        first = next(iter(self.report.fallen_back), None)
-        where = f", first {', '.join(first.modules)}" if first else ""
-        return (f"the engine computes in float32 what {self.source} has in a lower precision{where}",)
+        report = self.report
+        if report.silent_float32:
+            return (f"the engine computes in float32 what {self.source} has in a lower precision{self._first('fp32')}",)
+        failures = []
+        fallen, known = report.float32_of_low
+        if 2 * fallen > known:
+            failures.append(
+                f"the engine computes in float32 {fallen} of {known} nodes that {self.source} has in a lower precision"
+                f"{self._first('fp32')}"
+            )
+        if report.nothing_in_int8:
+            failures.append(
+                f"the engine computes nothing in int8, which {self.source} has in "
+                f"{_total(report.wanted, 'int8')} nodes{self._first('fp32', 'fp16', 'bf16', wanted=('int8',))}"
+            )
+        return tuple(failures)
+
+    def _first(self, *got: str, wanted: tuple[str, ...] = LOW) -> str:
+        """The first modules that fell back in such a way."""
+        fallen = [each for each in self.report.fallen_back if each.got in got and each.wanted in wanted]
+        modules = list(dict.fromkeys(module for each in fallen for module in each.modules))
+        return f", first {', '.join(modules[:_SHOWN])}" if modules else ""
 
     def told(self) -> dict[str, Any]:
         """The "tensorrt" entry of the manifest."""
