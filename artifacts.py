@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from .runtime.tensorrt.engine import Engine
 
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
+Arithmetic = Literal["fp32", "tf32", "fp16", "bf16", "int8"]
+"""What is computed in: a float32 file multiplies in TF32 in an engine that may."""
 Target = Literal["auto", "onnx", "openvino", "tensorrt"]
 LoweringForm = Literal["portable", "plugin", "native"]
 """How a mixer op reaches TensorRT: in standard operators, as a plugin, or in operators that ONNX has for it."""
@@ -173,10 +175,11 @@ class ParityReport:
             `same_clusters`, the outputs when the exported model is given eager's clusters: their
             error is arithmetic. `changed_clusters` is what clusters of its own add to each output,
             as an rms over the reference's standard deviation, in the first of the ways to run it.
+        between: rms of the differences between each two ways to run it, likewise, worst of outputs and batches.
     """
 
     passed: bool
-    precision: Precision
+    precision: Arithmetic
     images: int
     image_source: str
     batches: tuple[int, ...]
@@ -188,6 +191,7 @@ class ParityReport:
     cluster_agreement: ClusterAgreement | None = None
     same_clusters: tuple[OutputParity, ...] = ()
     changed_clusters: dict[str, float] = field(default_factory=dict)
+    between: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -231,6 +235,7 @@ class BenchRow:
 
     Attributes:
         file: of the output folder; "" for eager and for the float32 form beside a 16-bit file.
+        gpu_ms: median by CUDA events, without copies from or to the host; None for what does not run on a GPU.
     """
 
     runtime: str
@@ -241,6 +246,7 @@ class BenchRow:
     speedup_over_eager: float
     file: str = ""
     passed: bool = True
+    gpu_ms: float | None = None
 
 
 @dataclass(frozen=True)
@@ -300,7 +306,12 @@ class Manifest:
 
 @dataclass(frozen=True)
 class ExportResult:
-    """What an export left behind; `folder` holds model.onnx, the reports and manifest.json."""
+    """What an export left behind; `folder` holds model.onnx, the reports and manifest.json.
+
+    Attributes:
+        engine_parity: of the engine, with ONNX Runtime beside it where that can run the file.
+        no_engine: why there is none, where one was asked for.
+    """
 
     folder: Path
     spec: ModelSpec
@@ -310,6 +321,8 @@ class ExportResult:
     manifest: Manifest
     notes: tuple[str, ...]
     engine: Engine | None = None
+    engine_parity: ParityReport | None = None
+    no_engine: str = ""
 
     @property
     def passed(self) -> bool:
@@ -321,8 +334,8 @@ class ExportResult:
 
     @property
     def engine_failures(self) -> tuple[str, ...]:
-        """Why the engine is not what was asked for, or does not compute what eager computes."""
+        """Why there is no engine, or it is not what was asked for or does not compute what eager computes."""
         if self.engine is None:
-            return ()
+            return (self.no_engine,) if self.no_engine else ()
         tried = [each for each in self.bench.candidates if each.file == self.engine.path.name]
         return (*self.engine.failures, *(text for each in tried if not each.passed for text in each.failures))

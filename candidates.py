@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from . import remarks
-from .artifacts import Candidate, ParityReport, Precision, Target
+from .artifacts import Arithmetic, Candidate, ParityReport, Precision, Target
 from .errors import InputError, MetaformerExportError
 from .export.precision import float32_only
 from .options import ExportOptions
@@ -19,7 +19,7 @@ from .runtime.session import OpenSession, Session
 from .runtime.tensorrt import target as tensorrt
 from .runtime.tensorrt.engine import Engine
 from .runtime.threads import available_threads
-from .runtime.together import Begin, together
+from .runtime.together import Begin, together, when_asked
 from .timing import Stopwatch
 
 
@@ -53,16 +53,23 @@ class _Plan:
     """A way to run the model that is not tried yet.
 
     Attributes:
+        arithmetic: whose limits it is held to.
         proved: the export's own proof has it.
         refusal: why it cannot even be tried.
     """
 
     runtime: Runtime
     precision: Precision
+    arithmetic: Arithmetic
     file: str
     way: Way
     proved: bool = False
     refusal: str = ""
+
+    @property
+    def is_engine(self) -> bool:
+        """Whether TensorRT runs it, or builds it first: alone, on the main thread, which hears Ctrl-C."""
+        return self.runtime.name == tensorrt.NAME
 
 
 def judge_candidates(
@@ -73,29 +80,33 @@ def judge_candidates(
     stopwatch: Stopwatch,
     options: ExportOptions,
     progress: Progress,
-) -> tuple[Candidate, ...]:
+) -> tuple[tuple[Candidate, ...], ParityReport | None]:
     """Every way that the target has to run the delivered file, the first, or its engine, each held against eager by
     itself, and timed: all together, or, for a large file, each beside eager alone, so that one session at a time is in
     memory.
 
-    A 16-bit file is joined by its float32 form, to compare with.
+    A 16-bit file is joined by its float32 form, to compare with. Of an engine there is the report as well, with ONNX
+    Runtime beside it.
     """
-    candidates, file = [], files[0]
+    candidates, file, of_engine = [], files[0], None
     plans = _plans(file, proved.ways, options)
     if engine is not None:
         plans += _engine_plans(engine, next(each for each in files if each.name == engine.source), options)
     with progress.stage("runtimes") as done:
         with together(file.at_once) as begin:
+            beside = {name: way for name, way in proved.ways.items() if name == file.name_in(onnxruntime.NAME)}
             for plan in [_begun(each, begin) for each in plans]:
-                candidate, session = _tried(plan, file, proved.report, judge, begin, progress.step)
+                others = beside if plan.is_engine and plan.file else {}
+                candidate, session, report = _tried(plan, file, proved.report, judge, others, begin, progress.step)
                 candidates.append(candidate)
+                of_engine = report if others else of_engine
                 if session is not None:
                     stopwatch.take(candidate, session)
                 if file.large:
                     del session  # the stopwatch lets go of it, too
                     stopwatch.time(progress.step)
         done(remarks.candidates_line(candidates))
-    return tuple(candidates)
+    return tuple(candidates), of_engine
 
 
 def _plans(file: File, proved: Mapping[str, Way], options: ExportOptions) -> list[_Plan]:
@@ -103,12 +114,13 @@ def _plans(file: File, proved: Mapping[str, Way], options: ExportOptions) -> lis
     plans = []
     for runtime in _RUNTIMES[options.target]:
         if options.precision != "fp32":
-            plans.append(_Plan(runtime, "fp32", "", replace(float32, load=runtime.load)))
+            plans.append(_Plan(runtime, "fp32", "fp32", "", replace(float32, load=runtime.load)))
         known = proved.get(file.name_in(runtime.name))
         way = known or replace(delivered, load=runtime.load)
-        plans.append(_Plan(runtime, options.precision, file.name, way, proved=known is not None))
+        precision = options.precision
+        plans.append(_Plan(runtime, precision, precision, file.name, way, proved=known is not None))
     if options.target == "auto" and options.precision == "fp32":
-        plans.append(_Plan(_LOWERING, "bf16", file.name, replace(delivered, load=_LOWERING.load)))
+        plans.append(_Plan(_LOWERING, "bf16", "bf16", file.name, replace(delivered, load=_LOWERING.load)))
     return [replace(plan, refusal=_refusal(plan, file)) for plan in plans]
 
 
@@ -117,15 +129,17 @@ def _engine_plans(engine: Engine, source: File, options: ExportOptions) -> list[
     runtime = Runtime(
         tensorrt.NAME,
         tensorrt.check,
-        tensorrt.opener(engine.options, engine.batch, engine.told()),
+        tensorrt.opener(engine.options, engine.batch, engine.told(), source.lowered.spec.outputs),
         lambda threads: tensorrt.settings(engine.options),
     )
     delivered = Way(lambda: engine.path, lambda: source.converted.model, runtime.load)
-    plans = [_Plan(runtime, options.precision, engine.path.name, delivered)]
+    plain: Arithmetic = "tf32" if engine.options.tf32 else "fp32"
+    plans = []
     if options.precision != "fp32":
         float32 = replace(made_by(lambda: source.lowered.model), load=runtime.load)
-        plans.insert(0, _Plan(runtime, "fp32", "", float32))
-    return plans
+        plans.append(_Plan(runtime, "fp32", plain, "", float32))
+    arithmetic = plain if options.precision == "fp32" else options.precision
+    return [*plans, _Plan(runtime, options.precision, arithmetic, engine.path.name, delivered)]
 
 
 def _refusal(plan: _Plan, file: File) -> str:
@@ -140,31 +154,45 @@ def _refusal(plan: _Plan, file: File) -> str:
 
 def _begun(plan: _Plan, begin: Begin) -> _Plan:
     """The plan, whose session is opened with others unless it is refused, or open already."""
-    return plan if plan.refusal or plan.proved else replace(plan, way=replace(plan.way, opened=begin(plan.way.open)))
+    if plan.refusal or plan.proved or plan.is_engine:
+        return plan
+    return replace(plan, way=replace(plan.way, opened=begin(plan.way.open)))
 
 
 def _tried(
-    plan: _Plan, file: File, proof: ParityReport, judge: Judge, begin: Begin, step: Step
-) -> tuple[Candidate, Session | None]:
-    """A candidate, and its session where it is to be timed: what the export's own proof rests on is in any case, and
-    what the delivered file is compared with.
+    plan: _Plan,
+    file: File,
+    proof: ParityReport,
+    judge: Judge,
+    beside: Mapping[str, Way],
+    begin: Begin,
+    step: Step,
+) -> tuple[Candidate, Session | None, ParityReport | None]:
+    """A candidate, its session where it is to be timed (what the export's own proof rests on is in any case, and what
+    the delivered file is compared with), and the report where it ran.
     """
     settings = plan.runtime.settings(available_threads())
     candidate = Candidate(plan.runtime.name, plan.precision, plan.file, settings, passed=False)
     if plan.refusal:
-        return replace(candidate, failures=(plan.refusal,)), None
+        return replace(candidate, failures=(plan.refusal,)), None, None
     try:
         way = plan.way
-        if file.large and not judge.clusters:  # opened here, once; with clusterings laid open it would be in the way
+        # Opened here, once; of a large file, clusterings laid open would be in the way.
+        if plan.is_engine or (file.large and not judge.clusters):
             session = way.open()
             way = replace(way, opened=lambda: session)
         if not plan.proved:
             proof = judge.compare(
-                {plan.runtime.name: way}, plan.precision, begin=begin, at_once=file.batches_at_once, step=step
+                {plan.runtime.name: way},
+                plan.arithmetic,
+                beside=beside,
+                begin=when_asked if plan.is_engine else begin,
+                at_once=file.batches_at_once,
+                step=step,
             )
         session = way.open()
     except MetaformerExportError as error:
-        return replace(candidate, failures=(str(error),)), None
+        return replace(candidate, failures=(str(error),)), None, None
     outputs = proof.same_clusters or proof.outputs
     candidate = replace(
         candidate,
@@ -174,7 +202,7 @@ def _tried(
         failures=proof.failures,
     )
     compared = not plan.file  # what a file is to be faster than is timed though it may miss its own limits
-    return candidate, session if proof.passed or plan.proved or compared else None
+    return candidate, session if proof.passed or plan.proved or compared else None, proof
 
 
 def _check_lowering(file: File) -> None:

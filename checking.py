@@ -14,7 +14,7 @@ from google.protobuf.message import DecodeError
 from torch import nn
 
 from . import remarks
-from .artifacts import Converted, Lowered, ModelSpec, ParityReport, Precision, Target
+from .artifacts import Arithmetic, Converted, Lowered, ModelSpec, ParityReport, Precision, Target
 from .calibration.images import ImageSet, load_images
 from .delivered import eager_model, file_of, read_manifest, read_spec
 from .errors import InputError
@@ -23,14 +23,14 @@ from .models.checkpoints import sha256_of
 from .options import ExportOptions
 from .output import MANIFEST
 from .progress import Progress
-from .proving import File, Judge, Way, judge_of, prove
+from .proving import File, Judge, Way, as_written, judge_of, prove
 from .quantizing import DELIVERED, FOR_TENSORRT
 from .runtime import onnxruntime
 from .runtime.session import OpenSession, Session
 from .runtime.tensorrt import target as tensorrt
 from .runtime.tensorrt.environment import environment
 from .runtime.tensorrt.loading import load
-from .runtime.tensorrt.options import EngineOptions
+from .runtime.tensorrt.told import Told, read_told
 
 _NEEDED = ("precision", "outputs", "target", "graphs", "versions")
 
@@ -67,15 +67,14 @@ class Delivered:
         return self.source.name == FOR_TENSORRT
 
     @property
-    def engine_options(self) -> EngineOptions:
+    def engine(self) -> Told:
         """How the engine was built."""
-        return EngineOptions(**self.manifest["tensorrt"]["options"])
+        return read_told(self.manifest["tensorrt"])
 
     @property
-    def engine_batch(self) -> tuple[int, int, int]:
-        """Smallest, usual and largest batch of the engine."""
-        smallest, usual, largest = self.manifest["tensorrt"]["batch"]
-        return smallest, usual, largest
+    def arithmetic(self) -> Arithmetic:
+        """That the file computes in: an engine of float32 multiplies in TF32 unless it was built without."""
+        return "tf32" if self.precision == "fp32" and self.is_engine and self.engine.options.tf32 else self.precision
 
 
 def find_delivered(folder: Path, name: str, progress: Progress) -> Delivered:
@@ -93,7 +92,10 @@ def find_delivered(folder: Path, name: str, progress: Progress) -> Delivered:
         environment()
         if not manifest.get("tensorrt"):
             raise InputError(f"{folder / MANIFEST} says nothing of {name}; metaformer-export build {folder} makes one.")
-        source = file_of(folder, manifest["tensorrt"]["source"])
+        told = read_told(manifest["tensorrt"])
+        if told.path != name:
+            raise InputError(f"{folder / MANIFEST} tells of {told.path}, not of {name}; give --file {told.path}.")
+        source = file_of(folder, told.source)
     for each in dict.fromkeys((path, source, data_path(source))):
         known = manifest["outputs"].get(each.name)
         if known is None or not each.is_file():
@@ -122,7 +124,7 @@ def check_again(delivered: Delivered, checkpoint: Path | None, images: Path | No
     lowered = Lowered(delivered.spec, graph, "")
     judge = judge_of(module, lowered, shown)
     if delivered.is_engine:
-        return _engine_parity(delivered, graph, judge, progress)
+        return _engine_parity(delivered, lowered, judge, progress)
     target: Target = delivered.manifest["target"] if delivered.path.name == DELIVERED else "onnx"
     options = ExportOptions(precision=delivered.precision, target=target)
     converted = Converted(delivered.spec, graph, "", delivered.precision)
@@ -172,20 +174,26 @@ def load_graph(path: Path) -> ir.Model:
 
 def engine_opener(delivered: Delivered) -> OpenSession:
     """What opens the engine itself, and of graphs engines that are built as it was."""
-    build = tensorrt.opener(delivered.engine_options, delivered.engine_batch)
+    told = delivered.engine
+    build = tensorrt.opener(told.options, told.batch)
 
     def open_session(model: ModelFile | Path, *, threads: int, at_once: int = 1) -> Session:
         if model == delivered.path:
-            return load(delivered.path, delivered.manifest["tensorrt"])
+            return load(delivered.path, delivered.manifest["tensorrt"], delivered.spec.outputs)
         return build(model, threads=threads, at_once=at_once)
 
     return open_session
 
 
-def _engine_parity(delivered: Delivered, graph: ir.Model, judge: Judge, progress: Progress) -> ParityReport:
-    way = Way(lambda: delivered.path, lambda: graph, engine_opener(delivered))
+def _engine_parity(delivered: Delivered, lowered: Lowered, judge: Judge, progress: Progress) -> ParityReport:
+    """Of the engine; how far it is from ONNX Runtime is told as well, where that runs the file."""
+    way = Way(lambda: delivered.path, lambda: lowered.model, engine_opener(delivered))
+    converted = Converted(delivered.spec, lowered.model, "", delivered.precision)
+    file, beside = File(delivered.source, lowered, converted, delivered.literal), {}
+    if delivered.precision != "bf16":
+        beside = {file.name_in(onnxruntime.NAME): as_written(file)}
     with progress.stage("parity") as done:
         name = f"{delivered.path.name} in {tensorrt.NAME}"
-        proof = judge.compare({name: way}, delivered.precision, step=progress.step)
+        proof = judge.compare({name: way}, delivered.arithmetic, beside=beside, step=progress.step)
         done(remarks.parity_line(proof, not judge.spec.features))
     return proof

@@ -10,19 +10,21 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from .errors import EngineError
-from .export.ops.compiling import ARCHITECTURES
+from .errors import EngineError, MissingDependencyError
+from .export.ops.compiling import can_compile_for
 from .export.ops.mixer_op import DOMAIN
 from .options import ExportOptions
 from .progress import Progress
+from .proving import FOR_PLUGINS
 from .quantizing import FOR_TENSORRT
 from .runtime import bench
 from .runtime.tensorrt import environment as tensorrt
 from .runtime.tensorrt.building import Batch, Built, build
-from .runtime.tensorrt.engine import Engine
-from .runtime.tensorrt.inspecting import examine, information
+from .runtime.tensorrt.engine import Engine, EngineReport
+from .runtime.tensorrt.inspecting import examine, information, unexamined
 from .runtime.tensorrt.lint import Finding, lint
 from .runtime.tensorrt.loading import refit
+from .runtime.tensorrt.plugins import kernel_architecture
 from .runtime.tensorrt.session import Session, session_of
 from .runtime.tensorrt.support import check_support
 
@@ -72,20 +74,22 @@ def build_engine(files: Sequence[Source], options: ExportOptions, folder: Path, 
     standard operators are built, timed side by side on the GPU, and the faster one is kept; for a TensorRT whose
     plugins need Python at run time, or a GPU that the kernels are too new for, the one of standard operators alone.
 
+    A file from which none can be built is left out with a note, as long as there is another.
+
     Raises:
-        MissingDependencyError: TensorRT or a GPU is not there.
-        EngineError: TensorRT refuses the file, or builds no engine from it.
+        MissingDependencyError: TensorRT or a GPU is not there, or Triton for plugins.
+        EngineError: TensorRT refuses all files, or builds no engine from any.
     """
     sources = _for_tensorrt(files, options, tensorrt.environment())
     with progress.stage("engine") as done:
-        made = [_made(source, options, progress) for source in sources]
+        made, refused = _all_made(sources, options, progress)
         times = _timed(made, options.batch.usual) if len(made) > 1 else {}
         best = min(made, key=lambda each: times.get(each.source.name, 0.0))
         path = folder / PLAN
         path.write_bytes(best.built.plan)
-        engine = _engine(best, path, options, times)
+        engine = _engine(best, path, options, times, refused)
         done(_said(engine))
-    for text in (*best.built.notes, *warnings_of(best.findings)):
+    for text in (*refused, *best.built.notes, *engine.report.remarks, *warnings_of(best.findings)):
         progress.note(text)
     return engine
 
@@ -104,14 +108,28 @@ def _for_tensorrt(files: Sequence[Source], options: ExportOptions, found: tensor
     by_name = {file.name: file for file in files}
     if (quantised := by_name.get(FOR_TENSORRT)) is not None:
         return [quantised]
-    plain, *others = files
-    with_plugins = next((file for file in others if file.plugins), None)
-    if with_plugins is None or not options.plugins:
+    plain, other = files[0], by_name.get(FOR_PLUGINS)
+    if other is None:
         return [plain]
-    if options.lowering:
-        return [with_plugins]
-    can_carry_kernels = found.version >= tensorrt.AHEAD_OF_TIME and found.architecture >= ARCHITECTURES[0]
-    return [with_plugins, plain] if can_carry_kernels else [plain]
+    if options.lowering or not other.plugins:  # without plugins, it was lowered as somebody asked
+        return [other]
+    architecture = kernel_architecture(options.engine, found.architecture)
+    can_carry_kernels = found.version >= tensorrt.AHEAD_OF_TIME and can_compile_for(architecture)
+    return [other, plain] if options.plugins and can_carry_kernels else [plain]
+
+
+def _all_made(sources: Sequence[Source], options: ExportOptions, progress: Progress) -> tuple[list[_Made], list[str]]:
+    """An engine of every source that gives one, and why others give none."""
+    made, refused, last = [], [], None
+    for source in sources:
+        try:
+            made.append(_made(source, options, progress))
+        except (EngineError, MissingDependencyError) as error:
+            refused.append(f"The engine is not of {source.name}: {error}")
+            last = error
+    if not made and last is not None:
+        raise last
+    return made, refused
 
 
 def _made(source: Source, options: ExportOptions, progress: Progress) -> _Made:
@@ -139,6 +157,8 @@ def _made(source: Source, options: ExportOptions, progress: Progress) -> _Made:
         host_code=options.engine.version_compatible,
         cuda_graph=options.engine.cuda_graph,
         separate=bool(source.plugins),
+        weight_streaming=options.engine.weight_streaming,
+        outputs=tuple(str(each.name) for each in source.model.graph.outputs),
         refit=partial(refit, source=source.path) if options.engine.strip_plan else None,
     )
     return _Made(source, built, session, findings)
@@ -153,7 +173,9 @@ def _timed(made: list[_Made], batch: int) -> dict[str, float]:
     return {name: bench.median(each) for name, each in times.items()}
 
 
-def _engine(best: _Made, path: Path, options: ExportOptions, times: Mapping[str, float]) -> Engine:
+def _engine(
+    best: _Made, path: Path, options: ExportOptions, times: Mapping[str, float], refused: Sequence[str]
+) -> Engine:
     found = best.built.environment
     return Engine(
         path=path,
@@ -165,15 +187,24 @@ def _engine(best: _Made, path: Path, options: ExportOptions, times: Mapping[str,
         batch=_batch(options),
         options=options.engine,
         seconds=best.built.seconds,
-        report=examine(information(best.session.engine), best.source.model.graph),
+        report=_report(best, options.batch.usual),
         warnings=best.built.warnings,
-        findings=tuple(each.message for each in best.findings),
+        findings=(*refused, *(each.message for each in best.findings)),
         compared=dict(times),
         gpu_milliseconds={
             batch: bench.median(best.session.gpu_milliseconds(batch, _RUNS))
             for batch in sorted({options.batch.smallest, options.batch.usual})
         },
     )
+
+
+def _report(best: _Made, batch: int) -> EngineReport:
+    """What the engine's layers are; an engine is not lost over an inspector that says nothing readable."""
+    text = information(best.session.engine, best.session.shaped_context(batch))
+    try:
+        return examine(text, best.source.model.graph)
+    except EngineError as error:
+        return unexamined(best.source.model.graph, str(error))
 
 
 def _batch(options: ExportOptions) -> Batch:
@@ -188,7 +219,7 @@ def _said(engine: Engine) -> str:
     plugins = ", ".join(f"{count} {name}" for name, count in report.plugins.items())
     parts = [f"TensorRT {engine.version} on {engine.gpu}", f"{report.layers} layers, nodes {precision or 'unnamed'}"]
     parts += [f"plugins {plugins}"] if plugins else []
-    parts += [f"{report.reformats} reformats"] if report.reformats else []
+    parts += [report.conversions] if report.conversions else []
     parts += [f"batch {batch} {ms:.2f} ms on the GPU" for batch, ms in engine.gpu_milliseconds.items()]
     if engine.compared:
         parts.append("compared: " + ", ".join(f"{name} {ms:.2f} ms" for name, ms in engine.compared.items()))

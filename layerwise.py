@@ -14,7 +14,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from torch import nn
 
-from .artifacts import Converted, Lowered
+from .artifacts import Arithmetic, Converted, Lowered
 from .calibration.images import ImageSet
 from .calibration.quantize import observed, quantize
 from .checking import Delivered, engine_opener, load_eager, load_graph, readable
@@ -27,7 +27,6 @@ from .relowering import common_nodes, lowered_again
 from .runtime.clustering import EagerDecisions
 from .runtime.departure import (
     ROUNDING,
-    Arithmetic,
     Deviation,
     Show,
     by_module,
@@ -148,7 +147,7 @@ def _compared(
     delivered: Delivered,
     progress: Progress,
 ) -> Layers:
-    count, arithmetic, names = _batch(delivered), _arithmetic(delivered), delivered.spec.outputs
+    count, arithmetic, names = _batch(delivered), delivered.arithmetic, delivered.spec.outputs
     batch = shown.take(0, count)
     expected, orders = EagerDecisions(module)(batch)
     reference = _in_onnxruntime(Converted(delivered.spec, lowered.model, lowered.form, "fp32"), fuse=False)
@@ -167,22 +166,16 @@ def _compared(
         modules=by_module(judged),
         departed=first_departed(judged),
         outputs={each.value: each.error for each in judged if each.value in names},
-        limit=THRESHOLDS[delivered.precision].rms_rel,
+        limit=THRESHOLDS[delivered.arithmetic].rms_rel,
         lowering=max(error(*each) for each in zip(names, expected, outputs, strict=True)),
     )
-
-
-def _arithmetic(delivered: Delivered) -> Arithmetic:
-    if delivered.is_engine and delivered.precision == "fp32" and delivered.engine_options.tf32:
-        return "tf32"
-    return delivered.precision
 
 
 def _batch(delivered: Delivered) -> int:
     """Images at once, as many as an engine takes."""
     if not delivered.is_engine:
         return _IMAGES
-    smallest, _, largest = delivered.engine_batch
+    smallest, _, largest = delivered.engine.batch
     return min(max(_IMAGES, smallest), largest)
 
 

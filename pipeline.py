@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from . import remarks
@@ -15,6 +15,7 @@ from .calibration.images import ImageSet, load_images
 from .candidates import judge_candidates
 from .deploying import write_own_repository
 from .engines import Source, build_engine, wants_engine
+from .errors import EngineError, MissingDependencyError
 from .export.collector import set_aside
 from .export.lower import lower_all
 from .export.ops.choosing import choose
@@ -29,6 +30,7 @@ from .proving import File, judge_of, prove, written
 from .report import manifest_of, outputs_of, to_html, to_json
 from .request import default_folder, model_name, recognised, resolved
 from .runtime import eager
+from .runtime.tensorrt.engine import Engine
 from .timing import Stopwatch
 
 
@@ -68,14 +70,14 @@ def run_export(options: ExportOptions, progress: Progress | None = None) -> Expo
                 calibration.write(staging / CALIBRATION)
             if files[0].large:
                 eager.leave_weights_in(loaded.module, staging / f"{eager.NAME}{WEIGHTS}")
-        engine = None
-        if wants_engine(options):
-            sources = [Source(file.path, file.converted.model) for file in files]
-            engine = build_engine(sources, options, staging, progress)
+        engine, refusal = _engine(files, options, staging, progress)
+        if refusal:
+            notes.append(f"No engine: {refusal}")
+            progress.note(notes[-1])
         proved = prove(files, beyond, judge, options, progress)
         proof = proved.report
         stopwatch = Stopwatch(loaded.module, images, options)
-        candidates = judge_candidates(files, engine, proved, judge, stopwatch, options, progress)
+        candidates, of_engine = judge_candidates(files, engine, proved, judge, stopwatch, options, progress)
         timing = stopwatch.report(candidates, proof, progress)
         closing = remarks.closing_notes(proof, timing, options, engine)
         if calibration is not None:
@@ -85,7 +87,18 @@ def run_export(options: ExportOptions, progress: Progress | None = None) -> Expo
         for text in (*closing, *remarks.replacement_notes(replaced, loaded.spec, options)):
             notes.append(text)
             progress.note(text)
-        result = ExportResult(folder, loaded.spec, options.precision, proof, timing, Manifest({}), tuple(notes), engine)
+        result = ExportResult(
+            folder=folder,
+            spec=loaded.spec,
+            precision=options.precision,
+            parity=proof,
+            bench=timing,
+            manifest=Manifest({}),
+            notes=tuple(notes),
+            engine=engine,
+            engine_parity=of_engine,
+            no_engine=refusal if options.target == "tensorrt" else "",
+        )
         with writing(folder):
             return _report(result, files, images, options, staging, progress)
 
@@ -129,6 +142,24 @@ def _lower(loaded: LoadedModel, options: ExportOptions, progress: Progress) -> t
     return lowered, notes
 
 
+def _proofs(result: ExportResult) -> dict[str, object]:
+    """The proof of the files, and under "engine" that of an engine."""
+    of_engine = {} if result.engine_parity is None else {"engine": asdict(result.engine_parity)}
+    return asdict(result.parity) | of_engine
+
+
+def _engine(
+    files: tuple[File, ...], options: ExportOptions, staging: Path, progress: Progress
+) -> tuple[Engine | None, str]:
+    """The engine, where one is wanted, or why there is none; the files are proved and kept without it."""
+    if not wants_engine(options):
+        return None, ""
+    try:
+        return build_engine([Source(file.path, file.converted.model) for file in files], options, staging, progress), ""
+    except (EngineError, MissingDependencyError) as error:
+        return None, str(error)
+
+
 def _explained(file: File, images: ImageSet, gain: Gain | None) -> Gain | None:
     """With the layers that lose most, where the whole is slower than the float form."""
     return None if gain is None else replace(gain, costliest=slowest_layers(file, images, gain))
@@ -144,7 +175,7 @@ def _report(
 ) -> ExportResult:
     """The reports beside the files."""
     with progress.stage("write") as done:
-        (staging / "parity.json").write_text(to_json(result.parity), encoding="utf-8")
+        (staging / "parity.json").write_text(to_json(_proofs(result)), encoding="utf-8")
         (staging / "bench.json").write_text(to_json(result.bench), encoding="utf-8")
         (staging / "report.html").write_text(to_html(result), encoding="utf-8")
         graphs = {file.name: (file.converted, file.lowered) for file in files}

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from torch import nn
 
 from . import remarks
-from .artifacts import Converted, Lowered, ModelSpec, OutOfRange, ParityReport, Precision
+from .artifacts import Arithmetic, Converted, Lowered, ModelSpec, OutOfRange, ParityReport, Precision
 from .calibration.images import ImageSet
 from .calibration.quantize import Ranges
 from .export.lower import check
@@ -31,7 +31,8 @@ from .runtime.together import Begin, together, when_asked
 
 _BATCHES_AT_ONCE = 2
 """In sessions that are not timed: two keep two cores busy, and there are two batches of three images."""
-_FILES = {"portable": "model.onnx", "openvino": "model.onnx", "plugin": "model.plugin.onnx"}
+FOR_PLUGINS = "model.plugin.onnx"
+_FILES = {"portable": DELIVERED, "openvino": DELIVERED, "plugin": FOR_PLUGINS}
 _LITERALLY = partial(onnxruntime.open_session, literal=True)
 _BY_ITSELF: frozenset[Precision] = frozenset({"fp32", "int8"})
 """Precisions in which ONNX Runtime computes what the file says: what it has in float32 and in eight bits."""
@@ -113,8 +114,9 @@ class Judge:
     def compare(
         self,
         ways: Mapping[str, Way],
-        precision: Precision,
+        precision: Arithmetic,
         *,
+        beside: Mapping[str, Way] | None = None,
         begin: Begin = when_asked,
         at_once: int = 1,
         out_of_range: tuple[OutOfRange, ...] = (),
@@ -123,6 +125,8 @@ class Judge:
         """The worst of all ways, by name, within the limits of the precision.
 
         Args:
+            precision: or TF32, whose limits are other ones.
+            beside: what runs the same, not judged; the report says how far it is from the others.
             begin: opens graphs with clusterings laid open.
             at_once: batches that these compute side by side.
             step: told of each way.
@@ -139,6 +143,7 @@ class Judge:
             self.spec.outputs,
             classifier=classifier,
             out_of_range=out_of_range,
+            beside={name: way.open for name, way in (beside or {}).items()},
             step=step,
         )
         if not self.clusters:

@@ -10,9 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import onnx_ir as ir
-
 from .calibration.whole import write_whole
+from .checking import load_graph
 from .delivered import read_manifest, read_spec
 from .deploying import REPOSITORY, write_own_repository
 from .engines import PLAN, Source, build_engine
@@ -20,13 +19,13 @@ from .errors import InputError
 from .options import ExportOptions
 from .output import MANIFEST, writing
 from .progress import Progress
+from .proving import FOR_PLUGINS
 from .quantizing import DELIVERED, FOR_TENSORRT
 from .report import outputs_of, to_json
 from .runtime.tensorrt.engine import Engine
 from .runtime.tensorrt.environment import environment
 
-PLUGIN = "model.plugin.onnx"
-_FILES = (DELIVERED, PLUGIN, FOR_TENSORRT)
+_FILES = (DELIVERED, FOR_PLUGINS, FOR_TENSORRT)
 _BEFORE = "status_before_engine"
 """Key of the manifest, where only the engine failed."""
 
@@ -34,28 +33,33 @@ _BEFORE = "status_before_engine"
 def rebuild_engine(folder: Path, options: ExportOptions, progress: Progress) -> Engine:
     """Build model.plan in an output folder, in place of the one that is there, and its model repository from it.
 
-    A kill leaves the old engine and manifest, or the new ones. With an engine that is not what was asked for, the
-    folder is marked failed and its repository stays as it is.
+    Nothing is replaced before the engine is there; a kill between its file and the manifest is found when the engine is
+    loaded, by its sha256. With an engine that is not what was asked for, the folder is marked failed and its repository
+    stays as it is.
 
     Raises:
-        InputError: the folder is none of this tool's, or its files are gone.
+        InputError: the folder is none of this tool's, or its files are gone or damaged.
         MissingDependencyError: TensorRT or a GPU is not there.
         EngineError: TensorRT builds no engine from the files.
     """
-    spec = read_spec(folder)
+    spec, manifest = read_spec(folder), read_manifest(folder)
+    if missing := [each for each in ("status", "outputs") if each not in manifest]:
+        raise InputError(f"{folder / MANIFEST} is damaged ({missing[0]!r}); export the model again.")
     environment()
-    sources = [Source(folder / name, ir.load(folder / name)) for name in _FILES if (folder / name).is_file()]
+    sources = [Source(folder / name, load_graph(folder / name)) for name in _FILES if (folder / name).is_file()]
     if not sources:
         raise InputError(f"{folder} holds no {DELIVERED} to build an engine from; export the model again.")
     with writing(folder), tempfile.TemporaryDirectory(prefix=".engine-", dir=folder) as staging:
         built = build_engine(sources, options, Path(staging), progress)
         engine = replace(built, path=folder / PLAN)
+        content = with_engine(manifest, engine)
+        content["outputs"] = manifest["outputs"] | {PLAN: outputs_of(built.path.parent)[PLAN]}
         shutil.move(built.path, engine.path)
-    with writing(folder):
-        content = with_engine(read_manifest(folder), engine)
-        if (folder / REPOSITORY).is_dir() and content["status"] == "passed":
+        write_whole(folder / MANIFEST, to_json(content))
+    if (folder / REPOSITORY).is_dir() and content["status"] == "passed":
+        with writing(folder):
             write_own_repository(folder, spec, content)
-        write_whole(folder / MANIFEST, to_json(content | {"outputs": outputs_of(folder)}))
+            write_whole(folder / MANIFEST, to_json(content | {"outputs": outputs_of(folder)}))
     return engine
 
 

@@ -10,7 +10,7 @@ from .artifacts import BenchReport, BenchRow, Candidate, Choice, ExportResult, G
 from .options import ExportOptions
 from .runtime import onnxruntime, openvino
 from .runtime.tensorrt import target as tensorrt
-from .runtime.tensorrt.engine import Engine
+from .runtime.tensorrt.engine import Engine, FallenBack
 
 _TITLES = {each.NAME: each.TITLE for each in (onnxruntime, openvino, tensorrt)}
 
@@ -128,15 +128,17 @@ def closing_notes(
 
 def engine_notes(engine: Engine) -> list[str]:
     """Where an engine is not what its file asks for."""
-    fallen = engine.report.fallen_back
-    if not fallen:
-        return []
-    modules = tuple(dict.fromkeys(module for each in fallen for module in each.modules))
-    shown = ", ".join(modules[:_SHOWN])
-    more = f" and {len(modules) - _SHOWN} more" if len(modules) > _SHOWN else ""
-    return [
-        f"{len(fallen)} layers of the engine compute in float32 what the file has in {fallen[0].wanted}: {shown}{more}."
-    ]
+    kinds: dict[tuple[str, str], list[FallenBack]] = {}
+    for each in engine.report.fallen_back:
+        kinds.setdefault((each.wanted, each.got), []).append(each)
+    notes = []
+    for (wanted, got), fallen in kinds.items():
+        modules = tuple(dict.fromkeys(module for each in fallen for module in each.modules))
+        shown = ", ".join(modules[:_SHOWN])
+        more = f" and {len(modules) - _SHOWN} more" if len(modules) > _SHOWN else ""
+        layers = "1 layer" if len(fallen) == 1 else f"{len(fallen)} layers"
+        notes.append(f"The engine computes in {got} what the file has in {wanted} in {layers}: {shown}{more}.")
+    return notes
 
 
 def gain_notes(timing: BenchReport) -> list[str]:

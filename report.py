@@ -156,9 +156,17 @@ def to_html(result: ExportResult) -> str:
     """One self-contained page with the parity and timing tables."""
     parity = _outputs_table(result.parity.outputs) + _clusters(result.parity)
     bench = _table(
-        ("runtime", "precision", "batch", "median ms", "p90 ms", "against eager"),
+        ("runtime", "precision", "batch", "median ms", "p90 ms", "GPU ms", "against eager"),
         [
-            (r.runtime, r.precision, r.batch, f"{r.median_ms:.2f}", f"{r.p90_ms:.2f}", f"{r.speedup_over_eager:.2f}x")
+            (
+                r.runtime,
+                r.precision,
+                r.batch,
+                f"{r.median_ms:.2f}",
+                f"{r.p90_ms:.2f}",
+                "-" if r.gpu_ms is None else f"{r.gpu_ms:.2f}",
+                f"{r.speedup_over_eager:.2f}x",
+            )
             for r in result.bench.results
         ],
     )

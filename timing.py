@@ -17,12 +17,14 @@ from .progress import Progress, Step
 from .runtime import bench, eager
 from .runtime.memory import trim
 from .runtime.session import Session
+from .runtime.tensorrt.session import Session as EngineSession
 from .runtime.threads import available_threads
 
 _TOGETHER_SECONDS = 4.0
 _LEAST_TOGETHER = 5
 _ALONE_SECONDS = 3.0
 """For each batch size, but for the last round; and the rounds that there are in any case."""
+_GPU_RUNS = 20
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ class Stopwatch:
                 runs: dict[str, bench.Run] = {eager.NAME: partial(eager.run, self.model, x)}
                 runs |= {_name(candidate): partial(session, x) for candidate, session in sessions}
                 times = bench.interleaved(runs, least=least, seconds=seconds, leave=leave)
-                self._rows.extend(_rows(times, [candidate for candidate, _ in sessions], batch))
+                self._rows.extend(_rows(times, sessions, batch))
                 self._counts.append(len(times[eager.NAME]))
                 if doubt := bench.unstable(times):
                     self._doubts[f"batch {batch}: {doubt}"] = None
@@ -130,14 +132,15 @@ def _name(candidate: Candidate) -> str:
     return f"{candidate.runtime} {candidate.precision}"
 
 
-def _rows(times: dict[str, list[float]], candidates: list[Candidate], batch: int) -> list[BenchRow]:
+def _rows(times: dict[str, list[float]], sessions: Sequence[tuple[Candidate, Session]], batch: int) -> list[BenchRow]:
     """One row for eager and for each candidate."""
     base = bench.median(times[eager.NAME])
     rows = [BenchRow(eager.NAME, "fp32", batch, base, bench.p90(times[eager.NAME]), 1.0)]
-    for each in candidates:
+    for each, session in sessions:
         measured = times[_name(each)]
         ms, p90 = bench.median(measured), bench.p90(measured)
-        rows.append(BenchRow(each.runtime, each.precision, batch, ms, p90, base / ms, each.file, each.passed))
+        gpu = bench.median(session.gpu_milliseconds(batch, _GPU_RUNS)) if isinstance(session, EngineSession) else None
+        rows.append(BenchRow(each.runtime, each.precision, batch, ms, p90, base / ms, each.file, each.passed, gpu))
     return rows
 
 

@@ -28,6 +28,7 @@ import summary
 ROOT = Path(__file__).parent.parent
 FIGURES = ROOT / "docs" / "performance"
 DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "performance.md", ROOT / "docs" / "int8.md")
+_MADE_BY = {"gpu.json": "python benchmarks/gpu.py --out docs/performance/gpu.json"}
 _MARKED = re.compile(r"(<!-- begin (\w+) -->\n)(.*?)(<!-- end \2 -->)", re.DOTALL)
 
 Saved = Mapping[str, Any]
@@ -47,6 +48,18 @@ def _scaling(saved: Saved) -> str:
     return scaling.markdown(portable.Report(**{**saved, "rows": [portable.Row(**row) for row in saved["rows"]]}))
 
 
+def _gpu(saved: Saved) -> str:
+    import gpu  # kernels and models: not needed for the other tables
+
+    settings = gpu.Settings(**{**saved["settings"], "dtypes": tuple(saved["settings"]["dtypes"])})
+    rows = {
+        "kernels": [gpu.KernelRow(**row) for row in saved["kernels"]],
+        "parity": [gpu.ParityRow(**row) for row in saved["parity"]],
+        "models": [gpu.ModelRow(**row) for row in saved["models"]],
+    }
+    return gpu.tables(gpu.Report(**{**saved, "settings": settings, **rows}))
+
+
 TABLES: Mapping[str, tuple[str, Callable[[Saved], str]]] = {
     "ratios": ("portable.json", summary.ratio_table),
     "medians": ("portable.json", summary.median_table),
@@ -56,6 +69,7 @@ TABLES: Mapping[str, tuple[str, Callable[[Saved], str]]] = {
     "accuracy": ("accuracy.json", accuracy.markdown),
     "quantised": ("quantised.json", quantised.markdown),
     "export_time_onnx": ("export_time_onnx.json", _export_time),
+    "gpu": ("gpu.json", _gpu),
 }
 """Name of a table: the figures that it shows, and how."""
 
@@ -69,7 +83,7 @@ def _table(name: str) -> str:
     file, render = TABLES[name]
     path = FIGURES / file
     if not path.is_file():
-        return f"\nNot measured yet: `make bench` writes {path.relative_to(ROOT)}.\n\n"
+        return f"\nNot measured yet: `{_MADE_BY.get(file, 'make bench')}` writes {path.relative_to(ROOT)}.\n\n"
     return f"\n{render(json.loads(path.read_text(encoding='utf-8'))).strip()}\n\n"
 
 

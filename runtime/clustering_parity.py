@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from ..artifacts import ClusterAgreement, NodeAgreement, OutputParity, ParityReport, Precision
+from ..artifacts import Arithmetic, ClusterAgreement, NodeAgreement, OutputParity, ParityReport
 from ..calibration.images import ImageSet
 from ..progress import Step, untold
 from .clustering import Orders, agreement, lent_agreement, undecided
@@ -29,8 +29,9 @@ class Least:
     lent: float
 
 
-LEAST: dict[Precision, Least] = {
+LEAST: dict[Arithmetic, Least] = {
     "fp32": Least(0.8, 0.6),
+    "tf32": Least(0.6, 0.45),
     "fp16": Least(0.6, 0.45),
     "bf16": Least(0.5, 0.35),
     "int8": Least(0.5, 0.35),

@@ -10,16 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..artifacts import Arithmetic
 from ..errors import ParityError
 from .handovers import Handover, in_chunks
 from .session import Session
 
-Arithmetic = Literal["fp32", "tf32", "fp16", "bf16", "int8"]
 Show = Callable[[Sequence[str]], tuple[Session, tuple[str, ...]]]
 """Opens a graph whose outputs are the values of these names; gives the clusterings that it takes as well."""
 LIMIT = 4.0

@@ -106,7 +106,15 @@ def _in_tensorrt(way: _Way, threads: int) -> Session:
     from .tensorrt.loading import load
 
     del threads
-    return load(way.file, _said(way.file.parent, "tensorrt"))
+    folder, name = way.file.parent, way.file.name
+    model, files = _said(folder, "model") or {}, _said(folder, "outputs") or {}
+    outputs, known = model.get("outputs"), files.get(name)
+    return load(
+        way.file,
+        _said(folder, "tensorrt"),
+        tuple(map(str, outputs)) if isinstance(outputs, list) else (),
+        sha256=str(known["sha256"]) if isinstance(known, dict) and "sha256" in known else None,
+    )
 
 
 _OPEN: Mapping[str, Callable[[_Way, int], Session]] = {

@@ -5,11 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..artifacts import OutOfRange, OutputParity, ParityReport, Precision
+from ..artifacts import Arithmetic, OutOfRange, OutputParity, ParityReport
 from ..calibration.images import ImageSet
 from ..errors import ParityError
 from ..progress import Step, untold
@@ -35,8 +36,10 @@ class Thresholds:
     top1_agreement: float
 
 
-THRESHOLDS: dict[Precision, Thresholds] = {
+THRESHOLDS: dict[Arithmetic, Thresholds] = {
     "fp32": Thresholds(max_rel=1e-4, rms_rel=1e-5, cosine=0.999999, top1_agreement=1.0),
+    # Factors have ten bits of mantissa, as in float16, and sums are float32.
+    "tf32": Thresholds(max_rel=0.05, rms_rel=0.01, cosine=0.9999, top1_agreement=1.0),
     "fp16": Thresholds(max_rel=0.05, rms_rel=0.01, cosine=0.9999, top1_agreement=1.0),
     # Three bits of mantissa fewer than float16: eight times its error (measured), and near ties may swap.
     "bf16": Thresholds(max_rel=0.2, rms_rel=0.04, cosine=0.999, top1_agreement=0.8),
@@ -48,11 +51,12 @@ def compare(
     reference: Runner,
     candidates: Mapping[str, Opener],
     images: ImageSet,
-    precision: Precision,
+    precision: Arithmetic,
     names: Sequence[str],
     *,
     classifier: bool,
     out_of_range: tuple[OutOfRange, ...] = (),
+    beside: Mapping[str, Opener] | None = None,
     step: Step = untold,
 ) -> ParityReport:
     """Run every image through the reference and each candidate, alone and in batches, and judge the worst.
@@ -63,6 +67,7 @@ def compare(
             next is opened.
         names: of the outputs.
         classifier: whether outputs are logits (N, classes), of which the first classes are compared.
+        beside: likewise, but not judged: how far each is from the candidates is in the report's `between`.
         step: told of each candidate.
     """
     limits = THRESHOLDS[precision]
@@ -75,19 +80,18 @@ def compare(
         for name, want in zip(names, expected[BATCHES[0]], strict=True)
         if not np.isfinite(want).all()
     ]
+    given: dict[str, dict[int, Outputs]] = {}
     for method, open_candidate in candidates.items():
         with step(method):
-            candidate = open_candidate()
-            results = {}
-            for batch in BATCHES:
-                results[batch] = _run(candidate, chunks[batch])
-                drop_mapped_weights()
-            del candidate  # before the next is opened
+            results = given[method] = _through(open_candidate, chunks)
         for batch in BATCHES:
             for name, want, got in zip(names, expected[batch], results[batch], strict=True):
                 result = measure(name, want, got, classifier=classifier)
                 measured[name].append(result)
                 failures += [f"{failure} ({method}, batch {batch})" for failure in judge(result, limits)]
+    for method, open_other in (beside or {}).items():
+        with step(method):
+            given[method] = _through(open_other, chunks)
     return ParityReport(
         passed=not failures,
         precision=precision,
@@ -99,6 +103,10 @@ def compare(
         thresholds=asdict(limits),
         failures=tuple(failures),
         out_of_range=out_of_range,
+        between={
+            f"{first}, {second}": _furthest(expected, given[first], given[second])
+            for first, second in combinations(given, 2)
+        },
     )
 
 
@@ -124,6 +132,19 @@ def measure(name: str, want: NDArray[np.floating], got: NDArray[np.floating], *,
     )
 
 
+@np.errstate(invalid="ignore", over="ignore")
+def _furthest(expected: Mapping[int, Outputs], first: Mapping[int, Outputs], second: Mapping[int, Outputs]) -> float:
+    """Greatest rms of the differences of two, over the reference's spread, of all batches and outputs; NaN where one
+    is not finite.
+    """
+    found = []
+    for batch, references in expected.items():
+        for reference, one, other in zip(references, first[batch], second[batch], strict=True):
+            difference = one.astype(np.float64) - other.astype(np.float64)
+            found.append(np.sqrt(np.mean(difference**2)) / (reference.std() or 1.0))
+    return float(np.max(found))
+
+
 def judge(output: OutputParity, limits: Thresholds) -> list[str]:
     """What misses its threshold, in words; NaN misses every one."""
     failures = []
@@ -138,6 +159,15 @@ def judge(output: OutputParity, limits: Thresholds) -> list[str]:
 def chunks_of(images: ImageSet, batch: int) -> list[NDArray[np.float32]]:
     """All images in full batches; the last is filled up as ImageSet.take does."""
     return [images.take(start, batch) for start in range(0, len(images.names), batch)]
+
+
+def _through(opener: Opener, chunks: Mapping[int, Sequence[NDArray[np.float32]]]) -> dict[int, Outputs]:
+    """Outputs by batch size; what is opened is let go of."""
+    runner, results = opener(), {}
+    for batch, images in chunks.items():
+        results[batch] = _run(runner, images)
+        drop_mapped_weights()
+    return results
 
 
 def _run(runner: Runner, chunks: Sequence[NDArray[np.float32]]) -> Outputs:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -27,8 +28,12 @@ from metaformer_export.export.serialize import serialize
 from metaformer_export.options import ExportOptions
 from metaformer_export.progress import Silent
 from metaformer_export.proving import File, Judge, Proved, judge_of, prove, written
-from metaformer_export.runtime import openvino, parity
+from metaformer_export.runtime import onnxruntime, openvino, parity
 from metaformer_export.runtime.parity import Thresholds
+from metaformer_export.runtime.session import Session
+from metaformer_export.runtime.tensorrt import target as tensorrt
+from metaformer_export.runtime.tensorrt.engine import Engine, EngineReport
+from metaformer_export.runtime.tensorrt.options import EngineOptions
 from metaformer_export.timing import Stopwatch, choose
 
 SMALL = ["--model", "hornet_test", "--resolution", "64", "--num-classes", "10", "--output", "out"]
@@ -203,7 +208,10 @@ def _tried(
 ) -> tuple[dict[tuple[str, str], Candidate], Stopwatch]:
     """All candidates, and the stopwatch that has those to be timed."""
     stopwatch = Stopwatch(judge.decide.model, judge.images, ExportOptions())
-    candidates = judge_candidates((file,), None, proved, judge, stopwatch, ExportOptions(), progress or Silent())
+    candidates, of_engine = judge_candidates(
+        (file,), None, proved, judge, stopwatch, ExportOptions(), progress or Silent()
+    )
+    assert of_engine is None
     return {(each.runtime, each.precision): each for each in candidates}, stopwatch
 
 
@@ -268,6 +276,45 @@ def test_a_runtime_that_computes_something_else_is_not_a_candidate(
     timed = {(row.runtime, row.precision) for row in bench.results}
     assert (OPENVINO, "fp32") not in timed, "it is not even timed"
     assert (ORT, "fp32") in timed
+
+
+@pytest.mark.parametrize(("tf32", "arithmetic"), [(True, "tf32"), (False, "fp32")])
+def test_an_engine_is_held_to_the_limits_of_what_it_may_multiply_in(
+    judged: tuple[File, Proved, Judge], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tf32: bool, arithmetic: str
+) -> None:
+    """TensorRT itself is stood in for: by ONNX Runtime, with weights that are as far off as TF32 would round them."""
+    file, proved, judge = judged
+    model = file.converted.model.clone()
+    for weight in model.graph.initializers.values():
+        if weight.const_value is not None and weight.const_value.size > 1000:
+            coarse = weight.const_value.numpy().view(np.int32) & ~0x1FFF
+            weight.const_value = ir.tensor(coarse.view(np.float32), name=weight.name)
+    rounded = tmp_path / "rounded.onnx"
+    serialize(model).write(rounded)
+    opened = []
+
+    def opener(*_: object) -> Callable[..., Session]:
+        def open_session(model: object, *, threads: int, at_once: int = 1) -> Session:
+            opened.append(model)
+            return onnxruntime.open_session(rounded, threads=threads, at_once=at_once)
+
+        return open_session
+
+    monkeypatch.setattr(tensorrt, "opener", opener)
+    monkeypatch.setattr(tensorrt, "environment", lambda: None)
+    report, options = EngineReport(1, {}, {}), EngineOptions(tf32=tf32)
+    engine = Engine(tmp_path / "model.plan", file.name, "11.4", "made up", 90, (), (1, 8, 32), options, 1.0, report)
+    stopwatch = Stopwatch(judge.decide.model, judge.images, ExportOptions())
+    found, proof = judge_candidates((file,), engine, proved, judge, stopwatch, ExportOptions(target="onnx"), Silent())
+    ours = next(each for each in found if each.runtime == "tensorrt")
+    assert opened == [engine.path], "once"
+    assert proof is not None
+    assert (proof.precision, proof.passed, ours.passed) == (arithmetic, tf32, tf32)
+    assert ours.rms_rel == proof.outputs[0].rms_rel
+    assert ours.rms_rel is not None
+    assert 1e-5 < ours.rms_rel < 0.01
+    assert proof.methods == ("tensorrt",)
+    assert proof.between == {f"tensorrt, model.onnx in {ORT}": pytest.approx(ours.rms_rel, rel=0.5)}
 
 
 @support.needs_bfloat16

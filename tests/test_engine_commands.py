@@ -5,17 +5,18 @@ from __future__ import annotations
 
 import json
 import shutil
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
 import support
 from tensorrt_contract.harness import VERSIONS, run_in_bindings
 
-from metaformer_export import load_engine
+from metaformer_export import engines, load_engine, rebuilding
 from metaformer_export.artifacts import BenchReport, Candidate, ExportResult, Manifest, ParityReport
 from metaformer_export.cli import main
 from metaformer_export.engines import Source, _for_tensorrt, warnings_of
-from metaformer_export.errors import InputError
+from metaformer_export.errors import EngineError, InputError, MissingDependencyError
 from metaformer_export.export.lower import lower_all
 from metaformer_export.export.ops.choosing import choose, parse_lowering
 from metaformer_export.export.ops.mixer_op import DOMAIN
@@ -23,12 +24,15 @@ from metaformer_export.export.trace import Traced, trace
 from metaformer_export.models import hornet, registry
 from metaformer_export.models.family import BuildOptions
 from metaformer_export.options import ENGINE_BATCH, ExportOptions
+from metaformer_export.progress import Silent
 from metaformer_export.rebuilding import with_engine
 from metaformer_export.request import resolved
+from metaformer_export.runtime.tensorrt import environment, loading
 from metaformer_export.runtime.tensorrt.engine import Engine, EngineReport
 from metaformer_export.runtime.tensorrt.environment import Environment
 from metaformer_export.runtime.tensorrt.lint import lint
 from metaformer_export.runtime.tensorrt.options import EngineOptions
+from metaformer_export.runtime.tensorrt.told import read_told
 
 WAYS = ('pip install "metaformer-export[tensorrt]"', "docker run --gpus all metaformer-export:latest")
 FAST = pytest.mark.usefixtures("small_models")
@@ -253,6 +257,156 @@ def test_an_engine_is_built_from_the_file_that_is_for_tensorrt(traced: Traced) -
         "model.plugin.onnx"
     ]
     assert names(plain, quantised) == ["model.tensorrt.onnx"]
+
+
+@pytest.mark.parametrize("options", [ExportOptions(lowering={"GlobalFilter": "native"}), ExportOptions()])
+def test_an_engine_is_built_of_what_an_op_was_asked_to_be_lowered_to(traced: Traced, options: ExportOptions) -> None:
+    """Also by `build DIR`, which is not told again."""
+    (portable,) = lower_all(traced, ("portable",))
+    (native,) = lower_all(traced, ("plugin",), {"GlobalFilter": "native"})
+    files = Source(Path("model.onnx"), portable.model), Source(Path("model.plugin.onnx"), native.model)
+    (chosen,) = _for_tensorrt(files, options, Environment((11, 4), "made up", 90))
+    assert sum(node.op_type == "DFT" for node in chosen.model.graph) >= 2
+    assert {each.issue for each in lint(chosen.model, (11, 1), batch=(1, 8, 32))} >= {"dft"}
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TensorRT and a GPU as far as `environment` can tell, and a builder that runs out of memory."""
+    for module in (environment, rebuilding, loading):
+        monkeypatch.setattr(module, "environment", lambda: Environment((11, 4, 0, 106), "made up", 90))
+
+    def build(source: Path, *_: object, **__: object) -> None:
+        raise EngineError(f"TensorRT built no engine from {source.name}: out of memory")
+
+    monkeypatch.setattr(engines, "build", build)
+
+
+@FAST
+@pytest.mark.usefixtures("gpu")
+@pytest.mark.parametrize(("target", "code", "status"), [("auto", 0, "passed"), ("tensorrt", 1, "failed")])
+def test_where_no_engine_can_be_built_the_files_are_kept(
+    target: str, code: int, status: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With `auto` the export goes on without one; who asked for one is told that it failed."""
+    folder = tmp_path / "out"
+    arguments = ["--model", "hornet_test", "--batch", "1", "--no-triton", "--output", str(folder)]
+    assert main([*arguments, "--target", target]) == code
+    said = capsys.readouterr().err
+    assert "out of memory" in said
+    assert ("the engine failed: " in said) == (target == "tensorrt")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["status"] == status
+    assert sum("out of memory" in note for note in manifest["notes"]) == 1
+    assert json.loads((folder / "parity.json").read_text())["passed"] is True
+    assert (folder / "model.onnx").stat().st_size == manifest["outputs"]["model.onnx"]["bytes"]
+
+
+def test_a_file_that_gives_no_engine_leaves_the_other(traced: Traced, monkeypatch: pytest.MonkeyPatch) -> None:
+    portable, plugin = lower_all(traced, ("portable", "plugin"))
+    sources = [Source(Path("model.plugin.onnx"), plugin.model), Source(Path("model.onnx"), portable.model)]
+
+    def made(source: Source, *_: object) -> str:
+        if source.plugins:
+            raise MissingDependencyError("Triton is not installed.")
+        return source.name
+
+    monkeypatch.setattr(engines, "_made", made)
+    built, refused = engines._all_made(sources, ExportOptions(), Silent())
+    assert built == ["model.onnx"]
+    assert refused == ["The engine is not of model.plugin.onnx: Triton is not installed."]
+    with pytest.raises(MissingDependencyError, match="Triton"):
+        engines._all_made(sources[:1], ExportOptions(), Silent())
+
+
+@pytest.mark.usefixtures("gpu")
+@pytest.mark.parametrize("damage", ["no status", "no graph", "no engine"])
+def test_building_in_a_damaged_folder_leaves_it_as_it_is(
+    damage: str, exported: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = json.loads((exported / "manifest.json").read_text())
+    (exported / "model.plan").write_bytes(b"the engine that was there")
+    if damage == "no status":
+        del manifest["status"]
+    if damage == "no graph":
+        (exported / "model.onnx").write_bytes(b"\x08damaged")
+    (exported / "manifest.json").write_text(json.dumps(manifest))
+    before = {path.name: path.read_bytes() for path in exported.iterdir()}
+    assert main(["build", "made"]) == (1 if damage == "no engine" else 2)
+    (said,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert {"no status": "damaged", "no graph": "damaged", "no engine": "out of memory"}[damage] in said
+    assert {path.name: path.read_bytes() for path in exported.iterdir()} == before
+
+
+@pytest.mark.usefixtures("gpu")
+def test_a_new_engine_and_the_manifest_go_together(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kill after the engine was put in place is found when it is loaded."""
+
+    def built(sources: object, options: object, folder: Path, progress: object) -> Engine:
+        (folder / "model.plan").write_bytes(b"new")
+        report = EngineReport(1, {}, {})
+        return Engine(
+            folder / "model.plan",
+            "model.onnx",
+            "11.4.0.106",
+            "made up",
+            90,
+            (),
+            (1, 8, 32),
+            EngineOptions(),
+            1.0,
+            report,
+        )
+
+    monkeypatch.setattr(rebuilding, "build_engine", built)
+    engine = rebuilding.rebuild_engine(exported, ExportOptions(), Silent())
+    assert engine.path.read_bytes() == b"new"
+    manifest = json.loads((exported / "manifest.json").read_text())
+    assert manifest["outputs"]["model.plan"] == {"sha256": sha256(b"new").hexdigest(), "bytes": 3}
+    assert manifest["outputs"]["model.onnx"]["bytes"] == (exported / "model.onnx").stat().st_size
+    assert not list(exported.glob(".engine-*"))
+    engine.path.write_bytes(b"newer")
+    with pytest.raises(EngineError, match=r"model.plan is not the engine that the manifest tells of; build it again"):
+        load_engine(exported, runtime="tensorrt")
+
+
+TOLD = {
+    "path": "model.plan",
+    "source": "model.onnx",
+    "version": "11.4.0.106",
+    "gpu": "made up",
+    "architecture": 90,
+    "plugins": [],
+    "batch": [1, 8, 32],
+    "options": {"tf32": False, "of_a_later_release": 1},
+}
+
+
+def test_what_a_manifest_says_of_an_engine_is_read_back() -> None:
+    told = read_told(TOLD)
+    assert (told.options.tf32, told.options.cuda_graph, told.batch) == (False, False, (1, 8, 32))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *((key, None) for key in TOLD if key not in ("path", "source", "gpu", "version")),
+        ("version", "new"),
+        ("architecture", "x"),
+        ("batch", [1, 8]),
+        ("options", {"optimization_level": "high"}),
+        ("options", {"tiling": "fastest"}),
+    ],
+)
+def test_a_damaged_entry_is_one_line_with_the_way_out(key: str, value: object) -> None:
+    with pytest.raises(InputError) as raised:
+        read_told({**TOLD, key: value})
+    if key != "options" or value is None:
+        assert str(raised.value).endswith("build it again: metaformer-export build DIR.")
+    assert "\n" not in str(raised.value)
+    without = {name: each for name, each in TOLD.items() if name != key}
+    with pytest.raises(InputError, match="build it again: metaformer-export build DIR"):
+        read_told(without)
 
 
 def test_a_known_issue_is_told_once_with_the_number_of_its_places(traced: Traced) -> None:

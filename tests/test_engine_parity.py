@@ -29,11 +29,11 @@ def _with_small_variant(family: Family, kind: str) -> Family:
     return replace(family, variants=(small, *family.variants))
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("arithmetic", ["fp32", "tf32", "fp16"])
 @pytest.mark.parametrize("kind", ONE_EACH)
 def test_an_engine_of_a_small_model_is_built_and_proved(
     kind: str,
-    precision: str,
+    arithmetic: str,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -52,12 +52,16 @@ def test_an_engine_of_a_small_model_is_built_and_proved(
         "--batch",
         "1:3:4",
     ]
-    arguments += [] if precision == "fp32" else [f"--{precision}"]
-    code = main([*arguments, "--target", "tensorrt", "--no-tf32", "--output", str(tmp_path / "out")])
+    precision = "fp16" if arithmetic == "fp16" else "fp32"
+    arguments += {"fp32": ["--no-tf32"], "tf32": [], "fp16": ["--fp16"]}[arithmetic]
+    code = main([*arguments, "--target", "tensorrt", "--output", str(tmp_path / "out")])
     assert code == 0, capsys.readouterr().err
     assert (tmp_path / "out" / "model.plan").stat().st_size > 10_000
     bench = json.loads((tmp_path / "out" / "bench.json").read_text("utf-8"))
     verdicts = {(each["runtime"], each["precision"]): each["passed"] for each in bench["candidates"]}
     assert verdicts[("tensorrt", precision)] is True, bench["candidates"]
+    proof = json.loads((tmp_path / "out" / "parity.json").read_text("utf-8"))["engine"]
+    assert proof["precision"] == arithmetic
+    assert len(proof["between"]) == 1
     # The file as it lies there, in a session of its own.
     assert main(["parity", str(tmp_path / "out"), "--file", "model.plan"]) == 0, capsys.readouterr().err

@@ -207,6 +207,9 @@ def test_the_report_keeps_what_was_measured_and_says_what_is_wrong(gpu: ModuleTy
     saved = json.loads((tmp_path / "gpu.json").read_text("utf-8"))
     assert (saved["gpu"], saved["complete"], saved["kernels"][0]["rms_error"]) == ("a GPU", False, None)
     assert support.files_below(tmp_path) == ["gpu.json"]
+    shown = importlib.import_module("document").TABLES["gpu"][1](saved)  # as docs/performance.md has it
+    assert shown == gpu.tables(replace(report, kernels=[replace(report.kernels[0], rms_error=None)]))
+    assert "torch.compile" in shown
 
 
 def test_the_tables_show_times_ratios_and_targets(gpu: ModuleType) -> None:

@@ -90,7 +90,8 @@ KNOWN_ISSUES: tuple[KnownIssue, ...] = (
         None,
         patterns.takes_too_many,
         "error",
-        "Use the plugin form or a smaller image (TensorRT 11.1's plugin TopkLastDim helps only nodes that name it).",
+        "Export at a smaller --resolution, or without --int8 and with TensorRT 10.9 or later, whose engines hold the "
+        "BalancedClustering plugin (up to 4096 tokens in a group).",
     ),
     KnownIssue(
         "grouped-conv-fp16",

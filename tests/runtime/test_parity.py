@@ -3,14 +3,20 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import support
+import torch
+from small_models import KINDS
+from torch import nn
 
 from metaformer_export.artifacts import ParityReport
-from metaformer_export.calibration.images import ImageSet
+from metaformer_export.calibration.images import ImageSet, load_images
 from metaformer_export.errors import ParityError
+from metaformer_export.models.family import BuildOptions
 from metaformer_export.runtime.parity import THRESHOLDS, compare, judge, measure
 
 RANDOM = np.random.RandomState(0)
@@ -34,6 +40,54 @@ def test_equal_outputs_pass_with_no_error() -> None:
     assert (report.images, report.batches) == (7, (1, 3))
     assert (report.outputs[0].max_abs, report.outputs[0].top1_agreement) == (0.0, 1.0)
     assert report.outputs[0].cosine == pytest.approx(1.0)
+    assert report.between == {}
+
+
+def test_what_runs_beside_is_not_judged_but_held_against_the_others() -> None:
+    def other(batch: np.ndarray) -> list[np.ndarray]:
+        return [rows(batch)[0] + 0.5]
+
+    report = compare(
+        rows, {"file": lambda: rows}, IMAGES, "fp32", ("logits",), classifier=True, beside={"other": lambda: other}
+    )
+    assert report.passed
+    assert report.methods == ("file",)
+    spread = rows(IMAGES.batch)[0].std()
+    assert report.between == {"file, other": pytest.approx(0.5 / spread, rel=0.1)}
+
+
+def in_tf32(values: torch.Tensor) -> torch.Tensor:
+    """To ten bits of mantissa, ties to even."""
+    bits = values.detach().contiguous().view(torch.int32)
+    return ((bits + 0xFFF + ((bits >> 13) & 1)) & ~0x1FFF).view(torch.float32)
+
+
+@pytest.mark.parametrize("kind", ["hornet_gf", "poolformer", "acmix_swin"])
+def test_layers_that_multiply_in_tf32_are_within_its_limits_and_not_within_those_of_float32(kind: str) -> None:
+    """So an engine of float32 layers that may do so is held to TF32's."""
+    family, config = KINDS[kind]
+    module = support.fill_golden(family.build(config, BuildOptions()))
+    images = load_images(None, support.spec_for(kind))
+
+    def eager(batch: np.ndarray) -> list[np.ndarray]:
+        with torch.no_grad():
+            return [module(torch.from_numpy(batch)).numpy()]
+
+    def rounded(batch: np.ndarray) -> list[np.ndarray]:
+        coarse = copy.deepcopy(module)
+        for each in coarse.modules():
+            if isinstance(each, nn.Conv2d | nn.Linear):
+                each.weight.data = in_tf32(each.weight.data)
+                each.register_forward_pre_hook(lambda _, given: tuple(map(in_tf32, given)))
+        with torch.no_grad():
+            return [coarse(torch.from_numpy(batch)).numpy()]
+
+    verdicts = {
+        arithmetic: compare(eager, {"tf32": lambda: rounded}, images, arithmetic, ("logits",), classifier=True)
+        for arithmetic in ("fp32", "tf32")
+    }
+    assert {name: each.passed for name, each in verdicts.items()} == {"fp32": False, "tf32": True}
+    assert verdicts["tf32"].outputs[0].rms_rel > 10 * THRESHOLDS["fp32"].rms_rel
 
 
 def test_an_error_is_measured_as_it_is() -> None:

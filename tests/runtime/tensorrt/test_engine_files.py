@@ -1,13 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What happens around an engine without one: versions, machines, caches, messages, Ctrl-C."""
+"""What happens around an engine without one: versions, machines, messages, Ctrl-C."""
 
 from __future__ import annotations
 
-import multiprocessing
 import signal
 import threading
 import time
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,10 +17,13 @@ from metaformer_export.runtime.tensorrt.hints import HINTS, advised
 from metaformer_export.runtime.tensorrt.listening import Messages, Phases
 from metaformer_export.runtime.tensorrt.loading import mismatch
 from metaformer_export.runtime.tensorrt.options import EngineOptions
-from metaformer_export.runtime.tensorrt.timing_cache import default_path, locked, replace_file
+from metaformer_export.runtime.tensorrt.told import read_told
 
 H100 = Environment((11, 4, 0, 106), "NVIDIA H100 80GB HBM3", 90)
 MADE: dict[str, Any] = {
+    "path": "model.plan",
+    "source": "model.onnx",
+    "batch": [1, 8, 32],
     "version": "11.4.0.106",
     "gpu": H100.gpu,
     "architecture": 90,
@@ -49,7 +50,7 @@ def test_without_tensorrt_the_error_says_the_two_ways_to_get_it() -> None:
 
 
 def test_an_engine_runs_where_it_was_built() -> None:
-    assert mismatch(MADE, H100) == ""
+    assert mismatch(read_told(MADE), H100) == ""
 
 
 @pytest.mark.parametrize(
@@ -70,7 +71,7 @@ def test_an_engine_runs_where_it_was_built() -> None:
 )
 def test_an_engine_of_another_machine_is_explained(changes: dict[str, Any], found: Environment, reason: str) -> None:
     with pytest.raises(AssertionError, match=reason):
-        raise AssertionError(mismatch(MADE | changes, found))
+        raise AssertionError(mismatch(read_told(MADE | changes), found))
 
 
 @pytest.mark.parametrize(
@@ -82,7 +83,7 @@ def test_an_engine_of_another_machine_is_explained(changes: dict[str, Any], foun
     ],
 )
 def test_compatible_engines_run_elsewhere(options: dict[str, Any], found: Environment) -> None:
-    assert mismatch(MADE | {"options": options}, found) == ""
+    assert mismatch(read_told(MADE | {"options": options}), found) == ""
 
 
 @pytest.mark.parametrize(
@@ -146,39 +147,6 @@ def test_a_long_call_gives_its_result_or_its_error() -> None:
     assert cancellable(lambda: time.sleep(0.3) or 7, lambda: None) == 7
     with pytest.raises(TimeoutError, match="the job's own"):
         cancellable(lambda: (_ for _ in ()).throw(TimeoutError("the job's own")), lambda: None)
-
-
-def test_the_timing_cache_has_a_file_for_each_gpu_and_version(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    path = default_path(H100)
-    assert path == tmp_path / "metaformer-export/timing/nvidia-h100-80gb-hbm3-sm90-tensorrt-11.4.0.106.timing"
-    assert default_path(Environment((11, 3), H100.gpu, 90)) != path
-
-
-def _count_up(path: Path, times: int) -> None:
-    for _ in range(times):
-        with locked(path):
-            count = int(path.read_bytes()) if path.exists() else 0
-            time.sleep(0.001)
-            replace_file(path, str(count + 1).encode())
-
-
-def test_parallel_builds_do_not_lose_each_others_measurements(tmp_path: Path) -> None:
-    path = tmp_path / "made" / "cache"
-    spawned = multiprocessing.get_context("fork")
-    processes = [spawned.Process(target=_count_up, args=(path, 20)) for _ in range(3)]
-    for each in processes:
-        each.start()
-    for each in processes:
-        each.join()
-    assert path.read_bytes() == b"60"
-    assert sorted(each.name for each in path.parent.iterdir()) == ["cache", "cache.lock"]
-
-
-def test_a_cache_that_cannot_be_written_is_a_line(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="give another file with --timing-cache"), locked(tmp_path / "file" / "cache"):
-        pass
 
 
 @pytest.mark.parametrize(

@@ -186,7 +186,8 @@ def test_a_finding_names_module_trouble_remedy_and_link_in_one_line() -> None:
         "TopK",
         "stages.0.topk",
         "TopK of stages.0.topk takes more than 3840 elements, at which TensorRT's TopK ends in every version. "
-        "Use the plugin form or a smaller image (TensorRT 11.1's plugin TopkLastDim helps only nodes that name it). "
+        "Export at a smaller --resolution, or without --int8 and with TensorRT 10.9 or later, whose engines hold the "
+        "BalancedClustering plugin (up to 4096 tokens in a group). "
         "(https://github.com/NVIDIA/TensorRT/issues/4244)",
     )
 
