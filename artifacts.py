@@ -329,8 +329,19 @@ class ExportResult:
         """Whether parity holds, an engine is what was asked for and, for a quantised model, it is faster than the
         float one.
         """
-        pays = self.bench.gain is None or self.bench.gain.pays
-        return self.parity.passed and not self.engine_failures and pays
+        return self._passed_but_for_an_engine and not self.engine_failures
+
+    @property
+    def lacks_only_an_engine(self) -> bool:
+        """Whether all else holds, and there is no engine, or one in another precision than its file's: building one
+        again may mend that. One that computes something else than eager is another matter.
+        """
+        unequal = self.engine is not None and self.engine_failures != self.engine.failures
+        return self._passed_but_for_an_engine and bool(self.engine_failures) and not unequal
+
+    @property
+    def _passed_but_for_an_engine(self) -> bool:
+        return self.parity.passed and (self.bench.gain is None or self.bench.gain.pays)
 
     @property
     def engine_failures(self) -> tuple[str, ...]:

@@ -21,13 +21,11 @@ from .output import MANIFEST, writing
 from .progress import Progress
 from .proving import FOR_PLUGINS
 from .quantizing import DELIVERED, FOR_TENSORRT
-from .report import outputs_of, to_json
+from .report import STATUS_BEFORE_ENGINE, outputs_of, to_json
 from .runtime.tensorrt.engine import Engine
 from .runtime.tensorrt.environment import environment
 
 _FILES = (DELIVERED, FOR_PLUGINS, FOR_TENSORRT)
-_BEFORE = "status_before_engine"
-"""Key of the manifest, where only the engine failed."""
 
 
 def rebuild_engine(folder: Path, options: ExportOptions, progress: Progress) -> Engine:
@@ -68,7 +66,7 @@ def with_engine(manifest: Mapping[str, Any], engine: Engine) -> dict[str, Any]:
     and what it was before once there is a better one.
     """
     content = {**manifest, "gpu": engine.gpu, "tensorrt": engine.told()}
-    before = content.pop(_BEFORE, content["status"])
+    before = content.pop(STATUS_BEFORE_ENGINE, content["status"])
     if engine.failures:
-        return content | {"status": "failed", _BEFORE: before}
+        return content | {"status": "failed", STATUS_BEFORE_ENGINE: before}
     return content | {"status": before}

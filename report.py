@@ -24,6 +24,8 @@ from .version import __version__
 
 FORMAT = 1
 """Version of the manifest's layout; it grows when a field changes its meaning."""
+STATUS_BEFORE_ENGINE = "status_before_engine"
+"""Key of the manifest, where only the engine failed, and a better one restores the status."""
 _PACKAGES = (
     "torch",
     "onnx",
@@ -76,6 +78,7 @@ def manifest_of(
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "command": list(options.command),
             "status": "passed" if result.passed else "failed",
+            **({STATUS_BEFORE_ENGINE: "passed"} if result.lacks_only_an_engine else {}),
             "model": dataclasses.asdict(result.spec),
             "batch": dataclasses.asdict(options.batch),
             "inputs": _inputs(result, images),

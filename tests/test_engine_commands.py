@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -135,6 +136,9 @@ def test_an_engine_that_fails_parity_fails_the_export() -> None:
         result = ExportResult(Path("made"), spec, "fp16", proof, bench, Manifest({}), (), engine)
         assert result.passed is passed
         assert result.engine_failures == failures
+        assert not result.lacks_only_an_engine, "another engine of the same file would not compute anything else"
+        without = replace(result, engine=None, no_engine="out of memory")
+        assert (without.passed, without.lacks_only_an_engine) == (False, True)
 
 
 def test_a_folder_is_marked_failed_as_long_as_its_engine_is_not_what_was_asked_for() -> None:
@@ -299,6 +303,7 @@ def test_where_no_engine_can_be_built_the_files_are_kept(
     assert manifest["status"] == status
     assert sum("out of memory" in note for note in manifest["notes"]) == 1
     assert json.loads((folder / "parity.json").read_text())["passed"] is True
+    assert manifest.get("status_before_engine") == ("passed" if target == "tensorrt" else None)
     assert (folder / "model.onnx").stat().st_size == manifest["outputs"]["model.onnx"]["bytes"]
 
 

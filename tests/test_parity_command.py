@@ -350,7 +350,16 @@ def test_an_engine_is_compared_through_the_graph_that_it_was_built_from(
     (copy / "model.plan").write_bytes(b"an engine")
     manifest = json.loads((copy / "manifest.json").read_text("utf-8"))
     options = json.loads(json.dumps(vars(EngineOptions())))
-    manifest["tensorrt"] = {"source": "model.plugin.onnx", "batch": [4, 8, 16], "options": options}
+    manifest["tensorrt"] = {
+        "path": "model.plan",
+        "source": "model.plugin.onnx",
+        "version": "11.4.0.106",
+        "gpu": "made up",
+        "architecture": 90,
+        "plugins": ["GlobalFilter"],
+        "batch": [4, 8, 16],
+        "options": options,
+    }
     (copy / "manifest.json").write_text(json.dumps(manifest))
     asked = []
 
