@@ -175,7 +175,8 @@ class ParityReport:
             `same_clusters`, the outputs when the exported model is given eager's clusters: their
             error is arithmetic. `changed_clusters` is what clusters of its own add to each output,
             as an rms over the reference's standard deviation, in the first of the ways to run it.
-        between: rms of the differences between each two ways to run it, likewise, worst of outputs and batches.
+        between: rms of the differences between each two ways to run it, likewise, worst of outputs and batches; not
+            of outputs that are too large to keep.
     """
 
     passed: bool

@@ -96,10 +96,11 @@ def judge_candidates(
         with together(file.at_once) as begin:
             beside = {name: way for name, way in proved.ways.items() if name == file.name_in(onnxruntime.NAME)}
             for plan in [_begun(each, begin) for each in plans]:
-                others = beside if plan.is_engine and plan.file else {}
+                delivers = plan.is_engine and bool(plan.file)
+                others = beside if delivers else {}
                 candidate, session, report = _tried(plan, file, proved.report, judge, others, begin, progress.step)
                 candidates.append(candidate)
-                of_engine = report if others else of_engine
+                of_engine = report if delivers else of_engine
                 if session is not None:
                     stopwatch.take(candidate, session)
                 if file.large:
@@ -133,7 +134,7 @@ def _engine_plans(engine: Engine, source: File, options: ExportOptions) -> list[
         lambda threads: tensorrt.settings(engine.options),
     )
     delivered = Way(lambda: engine.path, lambda: source.converted.model, runtime.load)
-    plain: Arithmetic = "tf32" if engine.options.tf32 else "fp32"
+    plain = tensorrt.plain_arithmetic(engine.options, engine.architecture)
     plans = []
     if options.precision != "fp32":
         float32 = replace(made_by(lambda: source.lowered.model), load=runtime.load)

@@ -73,8 +73,10 @@ class Delivered:
 
     @property
     def arithmetic(self) -> Arithmetic:
-        """That the file computes in: an engine of float32 multiplies in TF32 unless it was built without."""
-        return "tf32" if self.precision == "fp32" and self.is_engine and self.engine.options.tf32 else self.precision
+        """That the file computes in: an engine of float32 may multiply in TF32."""
+        if self.precision != "fp32" or not self.is_engine:
+            return self.precision
+        return tensorrt.plain_arithmetic(self.engine.options, self.engine.architecture)
 
 
 def find_delivered(folder: Path, name: str, progress: Progress) -> Delivered:
@@ -124,7 +126,8 @@ def check_again(delivered: Delivered, checkpoint: Path | None, images: Path | No
     lowered = Lowered(delivered.spec, graph, "")
     judge = judge_of(module, lowered, shown)
     if delivered.is_engine:
-        return _engine_parity(delivered, lowered, judge, progress)
+        with readable(delivered.source):
+            return _engine_parity(delivered, lowered, judge, progress)
     target: Target = delivered.manifest["target"] if delivered.path.name == DELIVERED else "onnx"
     options = ExportOptions(precision=delivered.precision, target=target)
     converted = Converted(delivered.spec, graph, "", delivered.precision)

@@ -182,7 +182,7 @@ def command(context: click.Context, /, **given: Any) -> int:
       metaformer-export inspect hornet_small_gf.pth
       metaformer-export --model hornet_t --features --resolution 256x320
 
-    Exit codes: 0 done and parity holds; 1 parity failed, or INT8 is slower than
+    Exit codes: 0 done and parity holds; 1 parity or the engine failed, or INT8 is slower than
     the float model (the files are kept, marked failed); 2 wrong input, nothing written; 3 something needed is missing;
     70 a defect of this tool; 130 interrupted.
     """

@@ -24,9 +24,9 @@ def build_command(folder: Path, batch: str | None, as_json: bool, debug: bool, *
     TensorRT and for the GPU of this machine.
 
     For folders that were exported on a machine without a GPU, and for another
-    GPU or TensorRT. Exit code 1 if TensorRT builds none, or one that computes
-    in float32 what the file has in a lower precision; the folder is marked
-    failed then.
+    GPU or TensorRT. Exit code 1 if TensorRT builds none, which leaves the
+    folder as it is, or one that computes most of what the file has in a lower
+    precision in float32, or nothing in int8: the folder is marked failed then.
     """
     del debug  # main looks for it, whichever command it follows
     options = ExportOptions(

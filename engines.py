@@ -120,15 +120,15 @@ def _for_tensorrt(files: Sequence[Source], options: ExportOptions, found: tensor
 
 def _all_made(sources: Sequence[Source], options: ExportOptions, progress: Progress) -> tuple[list[_Made], list[str]]:
     """An engine of every source that gives one, and why others give none."""
-    made, refused, last = [], [], None
-    for source in sources:
+    made: list[_Made] = []
+    refused: list[str] = []
+    for number, source in enumerate(sources, 1):
         try:
             made.append(_made(source, options, progress))
         except (EngineError, MissingDependencyError) as error:
+            if number == len(sources) and not made:
+                raise
             refused.append(f"The engine is not of {source.name}: {error}")
-            last = error
-    if not made and last is not None:
-        raise last
     return made, refused
 
 
@@ -161,6 +161,8 @@ def _made(source: Source, options: ExportOptions, progress: Progress) -> _Made:
         outputs=tuple(str(each.name) for each in source.model.graph.outputs),
         refit=partial(refit, source=source.path) if options.engine.strip_plan else None,
     )
+    # Its memory, its kernels and its recording: what fails there leaves another source.
+    session.gpu_milliseconds(options.batch.usual, 1)
     return _Made(source, built, session, findings)
 
 
@@ -200,8 +202,8 @@ def _engine(
 
 def _report(best: _Made, batch: int) -> EngineReport:
     """What the engine's layers are; an engine is not lost over an inspector that says nothing readable."""
-    text = information(best.session.engine, best.session.shaped_context(batch))
     try:
+        text = information(best.session.engine, best.session.shaped_context(batch))
         return examine(text, best.source.model.graph)
     except EngineError as error:
         return unexamined(best.source.model.graph, str(error))

@@ -15,7 +15,7 @@ from .calibration.images import ImageSet, load_images
 from .candidates import judge_candidates
 from .deploying import write_own_repository
 from .engines import Source, build_engine, wants_engine
-from .errors import EngineError, MissingDependencyError
+from .errors import MetaformerExportError
 from .export.collector import set_aside
 from .export.lower import lower_all
 from .export.ops.choosing import choose
@@ -28,7 +28,7 @@ from .output import MANIFEST, check_output, staged, writing
 from .progress import Progress, Silent
 from .proving import File, judge_of, prove, written
 from .report import manifest_of, outputs_of, to_html, to_json
-from .request import default_folder, model_name, recognised, resolved
+from .request import asks_for_engine, default_folder, model_name, recognised, resolved
 from .runtime import eager
 from .runtime.tensorrt.engine import Engine
 from .timing import Stopwatch
@@ -97,7 +97,7 @@ def run_export(options: ExportOptions, progress: Progress | None = None) -> Expo
             notes=tuple(notes),
             engine=engine,
             engine_parity=of_engine,
-            no_engine=refusal if options.target == "tensorrt" else "",
+            no_engine=refusal if asks_for_engine(options) else "",
         )
         with writing(folder):
             return _report(result, files, images, options, staging, progress)
@@ -156,7 +156,7 @@ def _engine(
         return None, ""
     try:
         return build_engine([Source(file.path, file.converted.model) for file in files], options, staging, progress), ""
-    except (EngineError, MissingDependencyError) as error:
+    except MetaformerExportError as error:
         return None, str(error)
 
 

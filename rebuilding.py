@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -48,17 +49,26 @@ def rebuild_engine(folder: Path, options: ExportOptions, progress: Progress) -> 
     if not sources:
         raise InputError(f"{folder} holds no {DELIVERED} to build an engine from; export the model again.")
     with writing(folder), tempfile.TemporaryDirectory(prefix=".engine-", dir=folder) as staging:
-        built = build_engine(sources, options, Path(staging), progress)
+        asked = {**manifest.get("lowering", {}), **options.lowering}
+        built = build_engine(sources, replace(options, lowering=asked), Path(staging), progress)
         engine = replace(built, path=folder / PLAN)
         content = with_engine(manifest, engine)
         content["outputs"] = manifest["outputs"] | {PLAN: outputs_of(built.path.parent)[PLAN]}
         shutil.move(built.path, engine.path)
         write_whole(folder / MANIFEST, to_json(content))
-    if (folder / REPOSITORY).is_dir() and content["status"] == "passed":
-        with writing(folder):
+    wanted = manifest.get("triton", False) or (folder / REPOSITORY).is_dir()
+    with writing(folder):
+        _forget_proof(folder / "parity.json")
+        if wanted and content["status"] == "passed":
             write_own_repository(folder, spec, content)
-            write_whole(folder / MANIFEST, to_json(content | {"outputs": outputs_of(folder)}))
+        write_whole(folder / MANIFEST, to_json(content | {"outputs": outputs_of(folder)}))
     return engine
+
+
+def _forget_proof(path: Path) -> None:
+    """Take the old engine's proof out of parity.json; `metaformer-export parity` makes one of the new engine."""
+    if path.is_file() and "engine" in (proof := json.loads(path.read_text(encoding="utf-8"))):
+        write_whole(path, to_json({name: each for name, each in proof.items() if name != "engine"}))
 
 
 def with_engine(manifest: Mapping[str, Any], engine: Engine) -> dict[str, Any]:
@@ -66,6 +76,8 @@ def with_engine(manifest: Mapping[str, Any], engine: Engine) -> dict[str, Any]:
     and what it was before once there is a better one.
     """
     content = {**manifest, "gpu": engine.gpu, "tensorrt": engine.told()}
+    if "candidates" in content:  # without the old engine's verdict
+        content["candidates"] = [each for each in content["candidates"] if each.get("file") != PLAN]
     before = content.pop(STATUS_BEFORE_ENGINE, content["status"])
     if engine.failures:
         return content | {"status": "failed", STATUS_BEFORE_ENGINE: before}

@@ -67,6 +67,8 @@ def speeds(result: ExportResult) -> str:
             ratio = "" if bench.unstable else f" ({row.speedup_over_eager:.2f}x eager)"
             figure = f"{row.precision}{form} {row.median_ms:.1f} ms{ratio}"
             by_runtime.setdefault(_TITLES[row.runtime], []).append(figure)
+    if not by_runtime:
+        return f"timed in eager PyTorch alone: {batch} images in {bench.results[-1].median_ms:.1f} ms"
     text = "; ".join(f"{title} {', '.join(each)}" for title, each in by_runtime.items())
     if result.precision == "fp16":
         text += "; FP16 speed shows on a GPU"

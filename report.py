@@ -87,6 +87,8 @@ def manifest_of(
             "graphs": {name: _graph(*pair) for name, pair in graphs.items()},
             "versions": versions(),
             "target": options.target,
+            "lowering": dict(options.lowering),
+            "triton": options.triton,
             "candidates": [dataclasses.asdict(each) for each in result.bench.candidates],
             "choice": None if result.bench.choice is None else dataclasses.asdict(result.bench.choice),
             "machine": result.bench.machine,

@@ -72,6 +72,11 @@ def _check_openvino(precision: Precision) -> None:
         raise InputError(f"{error} Use --bf16, no precision (fp32), or --target onnx.") from error
 
 
+def asks_for_engine(options: ExportOptions) -> bool:
+    """Whether an export without an engine is not what was asked for: not so where `auto` only takes what there is."""
+    return options.target == "tensorrt" or (options.target == "auto" and options.engine != DEFAULT_ENGINE)
+
+
 def _for_engine(options: ExportOptions) -> ExportOptions:
     """The options with an engine's batch sizes, where one is to be built.
 
@@ -84,7 +89,7 @@ def _for_engine(options: ExportOptions) -> ExportOptions:
         if engine_options:
             raise InputError(f"options of an engine go with --target tensorrt or auto, not {options.target}.")
         return options
-    if options.target == "tensorrt" or engine_options:
+    if asks_for_engine(options):
         tensorrt.environment()
     if options.batch is DEFAULT_BATCH and tensorrt.available():
         return replace(options, batch=ENGINE_BATCH)

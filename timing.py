@@ -12,6 +12,7 @@ from torch import nn
 from . import remarks
 from .artifacts import BenchReport, BenchRow, Candidate, Choice, Gain, ParityReport
 from .calibration.images import ImageSet
+from .errors import EngineError
 from .options import ExportOptions
 from .progress import Progress, Step
 from .runtime import bench, eager
@@ -55,11 +56,13 @@ class Stopwatch:
         """Time those that still wait, together; what was measured of all, and which of them to take."""
         with progress.stage("time") as done:
             if self._waiting or not self._rows:
+                self._drop_what_does_not_run()
                 self._measure(self._waiting, _LEAST_TOGETHER, _TOGETHER_SECONDS)
                 self._waiting.clear()
             rows = [row for batch in self._batches() for row in _in_order(self._rows, batch)]
             done(remarks.time_line(rows))
-        delivered = next((row for row in rows if row.file and row.precision == self.options.precision), None)
+        on_host = (row for row in rows if row.file and row.gpu_ms is None)
+        delivered = next((row for row in on_host if row.precision == self.options.precision), None)
         return BenchReport(
             machine=bench.machine(),
             threads=available_threads(),
@@ -71,6 +74,17 @@ class Stopwatch:
             choice=choose(candidates, rows, self.options.batch.usual) if proof.passed else None,
             gain=gain_of(rows, self.options.batch.usual) if self.options.precision == "int8" else None,
         )
+
+    def _drop_what_does_not_run(self) -> None:
+        """An engine that has no memory for a batch, which its proof did not need, is not timed."""
+        for candidate, session in tuple(self._waiting):
+            if isinstance(session, EngineSession):
+                try:
+                    for batch in self._batches():
+                        session.gpu_milliseconds(batch, 1)
+                except EngineError as error:
+                    self._waiting.remove((candidate, session))
+                    self._doubts[f"{_name(candidate)} was not timed: {error}"] = None
 
     def _batches(self) -> list[int]:
         return sorted({self.options.batch.smallest, self.options.batch.usual})

@@ -22,6 +22,7 @@ Runner = Callable[[NDArray[np.float32]], Outputs]
 """A batch (B, C, H, W) -> outputs in order: a function, or a session, which may take several batches at once."""
 Opener = Callable[[], Runner]
 
+_KEPT_BYTES = 64 * 2**20
 BATCHES = (1, 3)
 """One image alone, and several, so that a batch size baked into the graph shows."""
 
@@ -83,7 +84,8 @@ def compare(
     given: dict[str, dict[int, Outputs]] = {}
     for method, open_candidate in candidates.items():
         with step(method):
-            results = given[method] = _through(open_candidate, chunks)
+            results = _through(open_candidate, chunks)
+        _keep(given, method, results)
         for batch in BATCHES:
             for name, want, got in zip(names, expected[batch], results[batch], strict=True):
                 result = measure(name, want, got, classifier=classifier)
@@ -91,7 +93,7 @@ def compare(
                 failures += [f"{failure} ({method}, batch {batch})" for failure in judge(result, limits)]
     for method, open_other in (beside or {}).items():
         with step(method):
-            given[method] = _through(open_other, chunks)
+            _keep(given, method, _through(open_other, chunks))
     return ParityReport(
         passed=not failures,
         precision=precision,
@@ -159,6 +161,12 @@ def judge(output: OutputParity, limits: Thresholds) -> list[str]:
 def chunks_of(images: ImageSet, batch: int) -> list[NDArray[np.float32]]:
     """All images in full batches; the last is filled up as ImageSet.take does."""
     return [images.take(start, batch) for start in range(0, len(images.names), batch)]
+
+
+def _keep(given: dict[str, dict[int, Outputs]], method: str, results: dict[int, Outputs]) -> None:
+    """Keep outputs until all are there, unless they are large maps, of which one way's at a time is in memory."""
+    if sum(each.nbytes for outputs in results.values() for each in outputs) <= _KEPT_BYTES:
+        given[method] = results
 
 
 def _through(opener: Opener, chunks: Mapping[int, Sequence[NDArray[np.float32]]]) -> dict[int, Outputs]:

@@ -22,7 +22,7 @@ from metaformer_export.artifacts import BenchRow, Candidate, Lowered, Traced
 from metaformer_export.calibration.images import load_images
 from metaformer_export.candidates import judge_candidates
 from metaformer_export.cli import main
-from metaformer_export.errors import InputError
+from metaformer_export.errors import EngineError, InputError
 from metaformer_export.export.lower import lower
 from metaformer_export.export.serialize import serialize
 from metaformer_export.options import ExportOptions
@@ -34,6 +34,7 @@ from metaformer_export.runtime.session import Session
 from metaformer_export.runtime.tensorrt import target as tensorrt
 from metaformer_export.runtime.tensorrt.engine import Engine, EngineReport
 from metaformer_export.runtime.tensorrt.options import EngineOptions
+from metaformer_export.runtime.tensorrt.session import Session as EngineSession
 from metaformer_export.timing import Stopwatch, choose
 
 SMALL = ["--model", "hornet_test", "--resolution", "64", "--num-classes", "10", "--output", "out"]
@@ -315,6 +316,29 @@ def test_an_engine_is_held_to_the_limits_of_what_it_may_multiply_in(
     assert 1e-5 < ours.rms_rel < 0.01
     assert proof.methods == ("tensorrt",)
     assert proof.between == {f"tensorrt, model.onnx in {ORT}": pytest.approx(ours.rms_rel, rel=0.5)}
+    alone = replace(proved, ways={})  # as of a bfloat16 file, which ONNX Runtime's CPU does not run
+    _, proof = judge_candidates((file,), engine, alone, judge, stopwatch, ExportOptions(target="onnx"), Silent())
+    assert proof is not None
+    assert (proof.passed, proof.between) == (tf32, {})
+
+
+def test_an_engine_that_has_no_memory_for_the_usual_batch_is_not_timed_and_takes_nothing_along(
+    judged: tuple[File, Proved, Judge], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, proved, judge = judged
+
+    def full(self: EngineSession, batch: int, runs: int) -> list[float]:
+        raise EngineError(f"no memory for a batch of {batch}")
+
+    monkeypatch.setattr(EngineSession, "gpu_milliseconds", full)
+    monkeypatch.setattr(timing, "_TOGETHER_SECONDS", 0.1)
+    stopwatch = Stopwatch(judge.decide.model, judge.images, ExportOptions())
+    candidate = Candidate("tensorrt", "fp32", "", {}, passed=True)
+    stopwatch.take(candidate, EngineSession.__new__(EngineSession))
+    bench = stopwatch.report((candidate,), proved.report, Silent())
+    assert {row.runtime for row in bench.results} == {"eager"}
+    assert "tensorrt fp32 was not timed: no memory for a batch of 1" in bench.unstable
+    assert bench.choice is None
 
 
 @support.needs_bfloat16

@@ -33,6 +33,7 @@ from metaformer_export.runtime.tensorrt.engine import Engine, EngineReport
 from metaformer_export.runtime.tensorrt.environment import Environment
 from metaformer_export.runtime.tensorrt.lint import lint
 from metaformer_export.runtime.tensorrt.options import EngineOptions
+from metaformer_export.runtime.tensorrt.target import plain_arithmetic
 from metaformer_export.runtime.tensorrt.told import read_told
 
 WAYS = ('pip install "metaformer-export[tensorrt]"', "docker run --gpus all metaformer-export:latest")
@@ -370,6 +371,11 @@ def test_a_new_engine_and_the_manifest_go_together(exported: Path, monkeypatch: 
     assert manifest["outputs"]["model.plan"] == {"sha256": sha256(b"new").hexdigest(), "bytes": 3}
     assert manifest["outputs"]["model.onnx"]["bytes"] == (exported / "model.onnx").stat().st_size
     assert not list(exported.glob(".engine-*"))
+    proof = exported / "parity.json"
+    assert manifest["outputs"]["parity.json"]["bytes"] == proof.stat().st_size
+    proof.write_text(json.dumps(json.loads(proof.read_text()) | {"engine": {"passed": True}}))
+    rebuilding.rebuild_engine(exported, ExportOptions(), Silent())
+    assert "engine" not in json.loads(proof.read_text()), "it was of the engine before"
     engine.path.write_bytes(b"newer")
     with pytest.raises(EngineError, match=r"model.plan is not the engine that the manifest tells of; build it again"):
         load_engine(exported, runtime="tensorrt")
@@ -385,6 +391,39 @@ TOLD = {
     "batch": [1, 8, 32],
     "options": {"tf32": False, "of_a_later_release": 1},
 }
+
+
+def test_building_again_goes_by_what_the_export_was_asked_for(
+    gpu: None, exported: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = json.loads((exported / "manifest.json").read_text())
+    assert (manifest["lowering"], manifest["triton"]) == ({}, False)
+    (exported / "manifest.json").write_text(json.dumps(manifest | {"lowering": {"GlobalFilter": "plugin"}}))
+    asked = []
+
+    def built(sources: object, options: ExportOptions, *_: object) -> None:
+        asked.append(options.lowering)
+        raise EngineError("out of memory")
+
+    monkeypatch.setattr(rebuilding, "build_engine", built)
+    with pytest.raises(EngineError):
+        rebuilding.rebuild_engine(exported, ExportOptions(), Silent())
+    assert asked == [{"GlobalFilter": "plugin"}]
+
+
+def test_only_gpus_that_have_tf32_are_held_to_its_limits() -> None:
+    assert plain_arithmetic(EngineOptions(), 80) == "tf32"
+    assert plain_arithmetic(EngineOptions(), 75) == "fp32"
+    assert plain_arithmetic(EngineOptions(tf32=False), 90) == "fp32"
+
+
+@FAST
+def test_who_sets_options_of_an_engine_is_told_that_there_is_none(
+    gpu: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--model", "hornet_test", "--batch", "1", "--no-triton", "--output", str(tmp_path / "out")]
+    assert main([*arguments, "--no-tf32"]) == 1
+    assert "the engine failed: TensorRT built no engine from model.onnx: out of memory" in capsys.readouterr().err
 
 
 def test_what_a_manifest_says_of_an_engine_is_read_back() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import onnx
 
-from ...artifacts import Precision
+from ...artifacts import Arithmetic, Precision
 from ...export.ops.mixer_op import DOMAIN
 from ...export.serialize import ModelFile
 from .building import Batch, build
@@ -23,12 +23,18 @@ from .session import Session, session_of
 NAME = "tensorrt"
 TITLE = "TensorRT"
 PLAN = ".plan"
+_FIRST_WITH_TF32 = 80
 
 
 def check(precision: Precision) -> None:
     """Whether an engine of that precision can be built and run here; MissingDependencyError if not."""
     del precision  # strongly typed: an engine computes in what the file says
     environment()
+
+
+def plain_arithmetic(options: EngineOptions, architecture: int) -> Arithmetic:
+    """What an engine multiplies float32 in: GPUs before compute capability 8.0 have no TF32."""
+    return "tf32" if options.tf32 and architecture >= _FIRST_WITH_TF32 else "fp32"
 
 
 def settings(options: EngineOptions) -> dict[str, str | int]:

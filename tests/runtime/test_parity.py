@@ -17,6 +17,7 @@ from metaformer_export.artifacts import ParityReport
 from metaformer_export.calibration.images import ImageSet, load_images
 from metaformer_export.errors import ParityError
 from metaformer_export.models.family import BuildOptions
+from metaformer_export.runtime import parity as judging
 from metaformer_export.runtime.parity import THRESHOLDS, compare, judge, measure
 
 RANDOM = np.random.RandomState(0)
@@ -54,6 +55,12 @@ def test_what_runs_beside_is_not_judged_but_held_against_the_others() -> None:
     assert report.methods == ("file",)
     spread = rows(IMAGES.batch)[0].std()
     assert report.between == {"file, other": pytest.approx(0.5 / spread, rel=0.1)}
+
+
+def test_large_outputs_are_not_kept_to_be_held_against_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(judging, "_KEPT_BYTES", 10)
+    report = compare(rows, {"a": lambda: rows, "b": lambda: rows}, IMAGES, "fp32", ("logits",), classifier=True)
+    assert (report.passed, report.methods, report.between) == (True, ("a", "b"), {})
 
 
 def in_tf32(values: torch.Tensor) -> torch.Tensor:
