@@ -59,15 +59,28 @@ class OnGpu(torch.Tensor):
 
 @dataclass
 class Gpu:
-    """CUDA's part, and everything that happened, in order."""
+    """CUDA's part, and everything that happened, in order.
+
+    Attributes:
+        room: so many tensors can still be allocated on it; None for any number.
+        failure: what waiting for a stream raises.
+        invalidated: what is being recorded cannot be.
+    """
 
     happened: list[str] = field(default_factory=list)
     sizes: dict[int, int] = field(default_factory=dict)
     recording: Recording | None = None
     runs: int = 0
+    room: int | None = None
+    failure: str = ""
+    invalidated: bool = False
 
     def empty(self, shape: Any, dtype: torch.dtype, device: str = "", pin_memory: bool = False) -> torch.Tensor:
         assert (device == "cuda") != pin_memory
+        if device and self.room is not None:
+            if not self.room:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nSee documentation.")
+            self.room -= 1
         memory = torch.full(tuple(shape), 77, dtype=dtype)  # what earlier users left behind
         if device:
             self.happened.append("allocate")
@@ -110,6 +123,8 @@ class Stream:
 
     def synchronize(self) -> None:
         self.gpu.happened.append("synchronise")
+        if self.gpu.failure:
+            raise RuntimeError(self.gpu.failure)
 
 
 @dataclass
@@ -135,6 +150,7 @@ class Context:
     addresses: dict[str, int] = field(default_factory=dict)
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        assert self.engine.gpu.recording is None
         declared, (smallest, largest) = self.engine.network.inputs[name].shape, self.engine.network.batch
         self.shapes[name] = shape
         return shape == declared or (shape[1:] == declared[1:] and smallest <= shape[0] <= largest)
@@ -148,11 +164,15 @@ class Context:
         return (-1,) if name == "found" else shape
 
     def set_tensor_address(self, name: str, memory: int) -> bool:
+        assert self.engine.gpu.recording is None
         self.addresses[name] = memory
-        return True
+        return not self.engine.refuses_memory
 
     def execute_async_v3(self, stream_handle: int) -> bool:
         assert stream_handle == Stream.cuda_stream
+        if self.engine.refuses_recording and self.engine.gpu.recording is not None:
+            self.engine.gpu.invalidated = self.engine.refuses_recording == "invalidated"
+            return False
         shapes, addresses, network = dict(self.shapes), dict(self.addresses), self.engine.network
 
         def work() -> None:
@@ -172,11 +192,22 @@ class Context:
 
 @dataclass
 class Engine:
+    """What it refuses: the memory of a tensor, a budget of weights, and to run while it is recorded, with
+    "invalidated" so that the recording cannot be ended either.
+    """
+
     network: Network
     gpu: Gpu
     contexts: list[Context] = field(default_factory=list)
     automatic: int = 4096
     budgets: list[tuple[int, int]] = field(default_factory=list)
+    weight_streaming_budget_v2: int = 65536
+    refuses_budget: bool = False
+    refuses_memory: bool = False
+    refuses_recording: str = ""
+
+    def __post_init__(self) -> None:
+        self.budgets.clear()  # of the one that it begins with
 
     @property
     def num_io_tensors(self) -> int:
@@ -213,6 +244,8 @@ class Engine:
     def __setattr__(self, name: str, value: object) -> None:
         if name == "weight_streaming_budget_v2":
             self.budgets.append((value, len(self.contexts)))  # type: ignore[arg-type]
+            if self.refuses_budget:
+                return
         object.__setattr__(self, name, value)
 
 
@@ -224,6 +257,7 @@ class TensorRT:
         plugin_loggers: given to the plugin library, which keeps the last.
         runtime_loggers: given to runtimes.
         engine: that a session has loaded.
+        current: the stream that is current.
     """
 
     gpu: Gpu
@@ -231,6 +265,7 @@ class TensorRT:
     engine: Engine
     plugin_loggers: list[Any] = field(default_factory=list)
     runtime_loggers: list[Any] = field(default_factory=list)
+    current: list[Stream] = field(default_factory=list)
 
 
 def put_in_place(network: Network, monkeypatch: pytest.MonkeyPatch) -> TensorRT:
@@ -253,24 +288,30 @@ def put_in_place(network: Network, monkeypatch: pytest.MonkeyPatch) -> TensorRT:
         init_libnvinfer_plugins=lambda given, namespace: made.plugin_loggers.append(given),
     )
     monkeypatch.setitem(sys.modules, "tensorrt", module)
-    streams = [Stream(gpu, "caller")]
+    made.current.append(Stream(gpu, "caller"))
 
     @contextmanager
     def stream(entered: Stream) -> Iterator[None]:
-        streams.append(entered)
-        yield
-        streams.pop()
+        before, made.current[0] = made.current[0], entered
+        try:
+            yield
+        finally:
+            made.current[0] = before
 
     @contextmanager
     def graph(recording: Recording, stream: Stream) -> Iterator[None]:
-        assert streams[-1] is stream
+        assert made.current[0] is stream
         gpu.recording = recording
-        yield
-        gpu.recording = None
+        try:
+            yield
+        finally:
+            gpu.recording = None
+            if gpu.invalidated:
+                raise RuntimeError("CUDA error: operation failed due to a previous error during capture\nAdvice.")
 
     for name, stand_in in {
         "Stream": lambda: Stream(gpu, "session"),
-        "current_stream": lambda: streams[-1],
+        "current_stream": lambda: made.current[0],
         "stream": stream,
         "Event": lambda enable_timing: Event(gpu),
         "CUDAGraph": lambda: Recording(gpu),

@@ -146,7 +146,8 @@ def test_a_folder_is_marked_failed_as_long_as_its_engine_is_not_what_was_asked_f
     """Whoever deploys a folder looks at its status; a proof that had failed before stays failed."""
 
     def engine(computed: str) -> Engine:
-        report = EngineReport(1, {"stages.0": {"fp16": 3}}, {"stages.0": {computed: 3}})
+        nodes = {"fp16": {computed: 3}}
+        report = EngineReport(1, {"stages.0": {"fp16": 3}}, {"stages.0": {computed: 3}}, computed=nodes)
         return Engine(
             Path("model.plan"), "model.onnx", "11.4", "made up", 90, (), (1, 8, 32), EngineOptions(), 1.0, report
         )

@@ -73,7 +73,7 @@ def compile_kernel(
 
     Raises:
         InputError: the installed Triton compiles nothing for the architecture.
-        MissingDependencyError: Triton is not installed.
+        MissingDependencyError: Triton is not installed, or has no ptxas.
         LoweringError: the kernel needs scratch memory, which TensorRT does not give it.
     """
     check_compiler(architecture)
@@ -106,6 +106,8 @@ def can_compile_for(architecture: int) -> bool:
         ptxas = _ptxas(architecture)
     except ImportError:
         return architecture in _PTX_VERSIONS
+    except MissingDependencyError:
+        return False
     locked = "a" if architecture >= _ARCHITECTURE_LOCKED else ""
     return architecture in _PTX_VERSIONS and f"sm_{architecture}{locked}" in _targets(ptxas)
 
@@ -118,12 +120,13 @@ def check_compiler(architecture: int) -> None:
 
     Raises:
         InputError: the installed Triton compiles nothing for it.
-        MissingDependencyError: Triton is not installed.
+        MissingDependencyError: Triton is not installed, or has no ptxas.
     """
     try:
         import triton
     except ImportError as error:
         raise MissingDependencyError('Triton is not installed; pip install "metaformer-export[tensorrt]".') from error
+    _ptxas(architecture)
     if not can_compile_for(architecture):
         able = ", ".join(f"{each / 10:.1f}" for each in _PTX_VERSIONS if can_compile_for(each))
         raise InputError(
@@ -175,10 +178,16 @@ def resources(compiled: Compiled) -> Resources:
 
 
 def _ptxas(architecture: int) -> str:
-    """Path of the assembler that Triton itself calls; it comes with two."""
+    """Path of the assembler that Triton itself calls; it comes with two. MissingDependencyError if it has none."""
     from triton import knobs
 
-    tool = knobs.nvidia.ptxas_blackwell if architecture >= _BLACKWELL else knobs.nvidia.ptxas
+    try:
+        tool = knobs.nvidia.ptxas_blackwell if architecture >= _BLACKWELL else knobs.nvidia.ptxas
+    except RuntimeError as error:  # Triton's word for a file that is not there or does not run
+        variable = "TRITON_PTXAS_BLACKWELL_PATH" if architecture >= _BLACKWELL else "TRITON_PTXAS_PATH"
+        raise MissingDependencyError(
+            f"Triton finds no assembler ({error}); set {variable} to CUDA's ptxas, or give --no-plugins."
+        ) from error
     return str(tool.path)
 
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ...errors import EngineError, InputError, MetaformerExportError
+from .batches import DYNAMIC
 from .cancelling import cancellable
 from .environment import AHEAD_OF_TIME, Environment, environment, named
 from .hints import advised
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 MIB = 2**20
 Batch = tuple[int, int, int]
 """Smallest, usual and largest."""
-_DYNAMIC = -1
 _BUILDING = threading.Lock()
 """Builds time kernels against each other, and plugins are compiled for one GPU at a time."""
 
@@ -182,9 +182,9 @@ def profile_of(network: trt.INetworkDefinition, batch: Batch) -> dict[str, tuple
     for index in range(network.num_inputs):
         tensor: trt.ITensor = network.get_input(index)
         shape = tuple(int(size) for size in tensor.shape)
-        if _DYNAMIC in shape[1:]:
+        if DYNAMIC in shape[1:]:
             raise InputError(f"input {tensor.name} is {shape}; only its first size, the batch, may be dynamic.")
-        first = batch if shape[0] == _DYNAMIC else (shape[0],) * len(batch)
+        first = batch if shape[0] == DYNAMIC else (shape[0],) * len(batch)
         sizes[str(tensor.name)] = tuple((number, *shape[1:]) for number in first)
     return sizes
 

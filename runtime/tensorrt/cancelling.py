@@ -22,15 +22,16 @@ def cancellable(job: Callable[[], Result], cancel: Callable[[], None]) -> Result
     future: Future[Result] = Future()
     ended = threading.Event()
 
-    def work() -> None:
+    def work(outcome: Future[Result]) -> None:
         try:
-            future.set_result(job())
+            outcome.set_result(job())
         except BaseException as error:
-            future.set_exception(error)
+            outcome.set_exception(error)
         finally:
+            del outcome  # it holds the error, whose traceback holds this frame
             ended.set()
 
-    worker = threading.Thread(target=work, name="engine", daemon=True)
+    worker = threading.Thread(target=work, args=(future,), name="engine", daemon=True)
     try:
         worker.start()
         while not ended.wait(_LOOK_S):
@@ -40,4 +41,7 @@ def cancellable(job: Callable[[], Result], cancel: Callable[[], None]) -> Result
         while worker.is_alive() and not ended.wait(_LOOK_S):
             pass
         raise
-    return future.result()
+    try:
+        return future.result()
+    finally:
+        del future  # as above: a cycle would keep what the job had, a builder's memory, until a garbage collection

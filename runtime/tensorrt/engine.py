@@ -11,8 +11,6 @@ from typing import Any
 from .options import EngineOptions
 
 LOW = ("fp16", "bf16", "int8")
-
-
 _SHOWN = 3
 """Modules that a failure names."""
 
@@ -69,11 +67,9 @@ class EngineReport:
 
     @property
     def silent_float32(self) -> bool:
-        """Whether the file has a low precision, nothing is known to be in one, and something is in float32 instead."""
-        if not self.asked_low or any(map(self.counted, LOW)):
-            return False
-        fallen = any(each.got == "fp32" for each in self.fallen_back)
-        return fallen or self.counted("fp32") > _total(self.wanted, "fp32")
+        """Whether all that the file has in a low precision is in float32, as far as is known, and enough is known."""
+        fallen, known = self.float32_of_low
+        return self.knows_enough_of(*LOW) and fallen == known
 
     @property
     def float32_of_low(self) -> tuple[int, int]:
@@ -82,16 +78,30 @@ class EngineReport:
         return sum(counts.get("fp32", 0) for counts in low), sum(sum(counts.values()) for counts in low)
 
     @property
+    def mostly_float32(self) -> bool:
+        """Whether more than half of what the file has in a low precision is in float32, where enough is known."""
+        fallen, known = self.float32_of_low
+        return self.knows_enough_of(*LOW) and 2 * fallen > known
+
+    @property
     def nothing_in_int8(self) -> bool:
-        """Whether the file has int8, and every node of it whose type is known computes in another."""
-        quantised = self.computed.get("int8", {})
-        return bool(quantised) and "int8" not in quantised
+        """Whether the file has int8, none of its nodes is known to compute in it, and enough of them are known."""
+        return self.knows_enough_of("int8") and "int8" not in self.computed["int8"]
+
+    def knows_enough_of(self, *asked: str) -> bool:
+        """Whether the type of at least half of the nodes that were asked in such precisions is known, and of one."""
+        known = sum(sum(self.computed.get(precision, {}).values()) for precision in asked)
+        return known > 0 and 2 * known >= sum(_total(self.wanted, precision) for precision in asked)
 
     @property
     def tells_no_types(self) -> bool:
         """Whether nothing is known of what the engine computes in that the file has in a low precision."""
-        known = self.float32_of_low[1] or any(map(self.counted, LOW)) or self.silent_float32
-        return bool(self.asked_low) and not known
+        return bool(self.asked_low) and not self.float32_of_low[1]
+
+    @property
+    def tells_few_types(self) -> bool:
+        """Whether something is known of that, and too little to judge the engine by."""
+        return self.float32_of_low[1] > 0 and not self.knows_enough_of(*LOW)
 
     @property
     def conversions(self) -> str:
@@ -108,6 +118,13 @@ class EngineReport:
             remarks.append(
                 f"TensorRT's inspector does not say in which types the engine computes{why}; only its time and its "
                 "parity tell whether it is in the precision of the file."
+            )
+        elif self.tells_few_types:
+            asked = sum(_total(self.wanted, precision) for precision in LOW)
+            remarks.append(
+                f"TensorRT's inspector says of few nodes in which types they compute ({self.float32_of_low[1]} of the "
+                f"{asked} that the file has in a lower precision); only the engine's time and its parity tell whether "
+                "it is in the precision of the file."
             )
         if self.unexpected_casts:
             layers = "1 layer" if self.unexpected_casts == 1 else f"{self.unexpected_casts} layers"
@@ -157,8 +174,8 @@ class Engine:
         if report.silent_float32:
             return (f"the engine computes in float32 what {self.source} has in a lower precision{self._first('fp32')}",)
         failures = []
-        fallen, known = report.float32_of_low
-        if 2 * fallen > known:
+        if report.mostly_float32:
+            fallen, known = report.float32_of_low
             failures.append(
                 f"the engine computes in float32 {fallen} of {known} nodes that {self.source} has in a lower precision"
                 f"{self._first('fp32')}"

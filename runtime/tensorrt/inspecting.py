@@ -24,7 +24,7 @@ _PRODUCTS = frozenset({"Attention", "Conv", "ConvTranspose", "Einsum", "Gemm", "
 
 
 @dataclass(frozen=True)
-class _Told:
+class _ComputedNode:
     """What the inspector tells of a node: the layer that computes it, and its type; "" where nothing says it."""
 
     layer: Layer
@@ -82,28 +82,28 @@ def unexamined(graph: ir.Graph, reason: str) -> EngineReport:
     return EngineReport(layers=0, wanted=count_layers(graph), got={}, unread=reason)
 
 
-def _told(layers: Sequence[Layer], nodes: Mapping[str, ir.Node], wanted: Mapping[str, str]) -> dict[str, _Told]:
+def _told(layers: Sequence[Layer], nodes: Mapping[str, ir.Node], wanted: Mapping[str, str]) -> dict[str, _ComputedNode]:
     """What is told of each node that a layer names, by the node's name."""
-    found: dict[str, list[_Told]] = defaultdict(list)
+    found: dict[str, list[_ComputedNode]] = defaultdict(list)
     for layer in layers:
-        hides = _hides_types(layer, nodes)
+        operators = [nodes[name].op_type for name in dict.fromkeys(layer.nodes) if name in nodes]
         for name in dict.fromkeys(layer.nodes):
             if name in wanted and not layer.idle:
-                found[name].append(_Told(layer, _type_of(nodes[name], wanted[name], layer, hides)))
+                found[name].append(_ComputedNode(layer, _type_of(nodes[name], wanted[name], layer, operators)))
     return {name: _best(each, nodes[name]) for name, each in found.items()}
 
 
-def _best(found: Sequence[_Told], node: ir.Node) -> _Told:
+def _best(found: Sequence[_ComputedNode], node: ir.Node) -> _ComputedNode:
     """A layer that only moves or casts what a product gives names its node as well: the layer of products counts."""
 
-    def rank(each: _Told) -> tuple[bool, bool, int]:
+    def rank(each: _ComputedNode) -> tuple[bool, bool, int]:
         order = _NARROWEST_FIRST.index(each.got) if each.got else 0
         return node.op_type in _PRODUCTS and not each.layer.multiplies, not each.got, order
 
     return min(found, key=rank)
 
 
-def _type_of(node: ir.Node, wanted: str, layer: Layer, hides: bool) -> str:
+def _type_of(node: ir.Node, wanted: str, layer: Layer, operators: Sequence[str]) -> str:
     """The type that a layer computes a node in: the kernel's own, else the narrowest at the layer's borders.
 
     A fused layer that reads float16 has no float32 kernel for it. Only a product of quantised matrices can be in
@@ -112,7 +112,7 @@ def _type_of(node: ir.Node, wanted: str, layer: Layer, hides: bool) -> str:
     if wanted == "int8":
         if layer.kernel == "int8" or (not layer.kernel and "int8" in layer.read):
             return "int8"
-        if not layer.kernel and _quantised_inside(node, layer):
+        if _fuses_products(layer, operators) or (not layer.kernel and _quantised_inside(node, layer)):
             return ""
     seen = {layer.kernel} if layer.kernel in _FLOATS else layer.types
     floats = [each for each in _FLOATS if each in seen]
@@ -121,14 +121,18 @@ def _type_of(node: ir.Node, wanted: str, layer: Layer, hides: bool) -> str:
         return wanted if between_int8 else ""
     if wanted == "fp32":
         return floats[-1]
-    return "" if floats == ["fp32"] and hides else floats[0]
+    return "" if floats == ["fp32"] and _hides_types(layer, operators) else floats[0]
 
 
-def _hides_types(layer: Layer, nodes: Mapping[str, ir.Node]) -> bool:
+def _fuses_products(layer: Layer, operators: Sequence[str]) -> bool:
+    """Whether a layer may quantise between products of its own, so that its borders do not tell how it multiplies."""
+    products = sum(op_type in _PRODUCTS for op_type in operators)
+    return not layer.kernel and (layer.partial or products > 1)
+
+
+def _hides_types(layer: Layer, operators: Sequence[str]) -> bool:
     """Whether a layer with float32 at its borders may compute in another type inside."""
-    named = [nodes[name].op_type for name in dict.fromkeys(layer.nodes) if name in nodes]
-    products = sum(op_type in _PRODUCTS for op_type in named)
-    return not layer.kernel and (layer.partial or products > 1 or "Cast" in named)
+    return _fuses_products(layer, operators) or (not layer.kernel and "Cast" in operators)
 
 
 def _quantised_inside(node: ir.Node, layer: Layer) -> bool:
@@ -139,7 +143,7 @@ def _quantised_inside(node: ir.Node, layer: Layer) -> bool:
 
 
 def _fallen_back(
-    told: Mapping[str, _Told], nodes: Mapping[str, ir.Node], wanted: Mapping[str, str]
+    told: Mapping[str, _ComputedNode], nodes: Mapping[str, ir.Node], wanted: Mapping[str, str]
 ) -> tuple[FallenBack, ...]:
     """Layers that compute in a wider type than asked, in the order of their nodes."""
     modules: dict[tuple[Layer, str, str], dict[str, None]] = defaultdict(dict)

@@ -64,7 +64,7 @@ def load_plugins(messages: Messages) -> None:
 
 
 @dataclass
-class _Told:
+class _Listener:
     """Whom a logger tells, which may change."""
 
     messages: Messages
@@ -72,8 +72,8 @@ class _Told:
 
 
 @cache
-def _told_by_plugins() -> _Told:
-    told = _Told(Messages())
+def _told_by_plugins() -> _Listener:
+    told = _Listener(Messages())
     told.logger = _logger(lambda: told.messages)
     return told
 

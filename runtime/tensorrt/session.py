@@ -14,7 +14,20 @@ from numpy.typing import NDArray
 
 from ...errors import EngineError, InputError
 from .batches import batch_axis, joined, parts_of, rows_of
-from .contexts import Shape, Tensor, batches_of, context_of, output_shapes, set_batch, tensors_of
+from .contexts import (
+    Shape,
+    Tensor,
+    batch_of,
+    batches_of,
+    context_of,
+    gpu_failures,
+    output_shapes,
+    recorded,
+    set_addresses,
+    set_batch,
+    set_weight_budget,
+    tensors_of,
+)
 from .hints import advised
 from .listening import Messages, load_plugins, logger_to, recorder_to
 
@@ -72,9 +85,10 @@ class Session:
     ) -> list[NDArray[np.float32]]:
         images = next(each for each in self.inputs if each.dtype.is_floating_point)
         arrays: dict[str, NDArray[Any]] = {images.name: batch, **(given or {})}
-        parts = parts_of(len(batch), *self.batch)
-        if len(parts) == 1 and parts[0].size == len(batch):
-            return self._computed(arrays, len(batch))
+        images_given = batch_of(self.inputs, arrays)
+        parts = parts_of(images_given, *self.batch)
+        if len(parts) == 1 and parts[0].size == images_given:
+            return self._computed(arrays, images_given)
         axes = [batch_axis(each.name, each.shape, images.shape[0]) for each in self.outputs]
         pieces = [
             self._computed({name: rows_of(array, part) for name, array in arrays.items()}, part.size) for part in parts
@@ -89,9 +103,10 @@ class Session:
 
         Raises:
             InputError: an input is missing, not on the GPU, or of another type or size than the engine's.
+            EngineError: the GPU is full or fails, or TensorRT does not run the engine.
         """
         count = self._checked(inputs)
-        with self._after_the_caller():
+        with gpu_failures(f"a batch of {count}"), self._after_the_caller():
             buffers = self._buffers_for(count)
             for name, tensor in inputs.items():
                 buffers.inputs[name].copy_(tensor, non_blocking=True)
@@ -105,14 +120,15 @@ class Session:
         The runs are queued one behind the other: waiting for each would put the host's work into every time.
         """
         events = [(_event(), _event()) for _ in range(runs)]
-        with self._after_the_caller():
-            buffers = self._buffers_for(batch)
-            self._enqueue(buffers)
-            for begin, end in events:
-                begin.record()
+        with gpu_failures(f"a batch of {batch}"):
+            with self._after_the_caller():
+                buffers = self._buffers_for(batch)
                 self._enqueue(buffers)
-                end.record()
-        self.stream.synchronize()
+                for begin, end in events:
+                    begin.record()
+                    self._enqueue(buffers)
+                    end.record()
+            self.stream.synchronize()
         return [float(begin.elapsed_time(end)) for begin, end in events]
 
     def shaped_context(self, batch: int) -> trt.IExecutionContext:
@@ -127,22 +143,24 @@ class Session:
 
     def release(self) -> None:
         """Give back the buffers of all batch sizes, and the contexts that are theirs alone."""
-        self.stream.synchronize()
+        with gpu_failures("the end of earlier runs"):
+            self.stream.synchronize()
         self._buffers.clear()
         torch.cuda.empty_cache()
 
     def _computed(self, arrays: Mapping[str, NDArray[Any]], batch: int) -> list[NDArray[np.float32]]:
         """Outputs for arrays that are a batch of the engine's."""
-        with self._after_the_caller():
-            buffers = self._buffers_for(batch)
-            for name, array in arrays.items():
-                staging = buffers.staging[name]
-                staging.copy_(torch.from_numpy(np.ascontiguousarray(array)))
-                buffers.inputs[name].copy_(staging, non_blocking=True)
-            self._enqueue(buffers)
-            for each in self.outputs:
-                buffers.staging[each.name].copy_(buffers.outputs[each.name], non_blocking=True)
-        self.stream.synchronize()
+        with gpu_failures(f"a batch of {batch}"):
+            with self._after_the_caller():
+                buffers = self._buffers_for(batch)
+                for name, array in arrays.items():
+                    staging = buffers.staging[name]
+                    staging.copy_(torch.from_numpy(np.ascontiguousarray(array)))
+                    buffers.inputs[name].copy_(staging, non_blocking=True)
+                self._enqueue(buffers)
+                for each in self.outputs:
+                    buffers.staging[each.name].copy_(buffers.outputs[each.name], non_blocking=True)
+            self.stream.synchronize()
         return [buffers.staging[each.name].float().numpy().copy() for each in self.outputs]
 
     @contextmanager
@@ -157,18 +175,15 @@ class Session:
 
     def _checked(self, inputs: Mapping[str, torch.Tensor]) -> int:
         """The batch."""
+        count = batch_of(self.inputs, inputs)
         for each in self.inputs:
-            tensor = inputs.get(each.name)
-            if tensor is None:
-                raise InputError(
-                    f"the engine takes {', '.join(each.name for each in self.inputs)}; {each.name} is not given."
-                )
-            if tensor.device.type != "cuda" or tensor.dtype != each.dtype or tuple(tensor.shape[1:]) != each.shape[1:]:
+            tensor = inputs[each.name]
+            if tensor.device.type != "cuda" or tensor.dtype != each.dtype:
                 raise InputError(
                     f"input {each.name} is {_described(tensor)}; the engine takes {each.dtype} "
                     f"(batch, {', '.join(map(str, each.shape[1:]))}) on the GPU."
                 )
-        return int(inputs[self.inputs[0].name].shape[0])
+        return count
 
     def _buffers_for(self, batch: int) -> _Buffers:
         smallest, largest = self.batch
@@ -189,6 +204,7 @@ class Session:
         outputs = {each.name: _on_gpu(shapes[each.name], each.dtype) for each in self.outputs}
         pinned = {name: torch.empty(x.shape, dtype=x.dtype, pin_memory=True) for name, x in (inputs | outputs).items()}
         buffers = _Buffers(batch, context, inputs, outputs, pinned)
+        set_addresses(context, inputs | outputs, self.messages)
         if self.cuda_graph:
             buffers.graph = self._recorded(buffers)
         return buffers
@@ -197,19 +213,16 @@ class Session:
         for _ in range(_WARM_UP_RUNS):
             self._enqueue(buffers)
         self.stream.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=self.stream):
-            self._enqueue(buffers)
-        return graph
+        return recorded(buffers.context, self.stream, buffers.batch, self.messages)
 
     def _enqueue(self, buffers: _Buffers) -> None:
         """Put one run into the session's stream."""
         if buffers.graph is not None:
             buffers.graph.replay()
             return
-        set_batch(buffers.context, self.inputs, buffers.batch, self.messages)
-        for name, tensor in (buffers.inputs | buffers.outputs).items():
-            buffers.context.set_tensor_address(name, tensor.data_ptr())
+        if buffers.context is self.context:  # the last run may have been of another batch size
+            set_batch(buffers.context, self.inputs, buffers.batch, self.messages)
+            set_addresses(buffers.context, buffers.inputs | buffers.outputs, self.messages)
         if not buffers.context.execute_async_v3(self.stream.cuda_stream):
             raise EngineError(f"TensorRT did not run the engine: {advised(self.messages.errors)}")
 
@@ -255,7 +268,7 @@ def session_of(
     if refit is not None:
         refit(engine)
     if weight_streaming:  # before there is a context: an engine with one takes no other budget
-        engine.weight_streaming_budget_v2 = engine.get_weight_streaming_automatic_budget()
+        set_weight_budget(engine, messages)
     taken, made = tensors_of(engine, outputs)
     context = None if separate or cuda_graph else context_of(engine, messages)
     stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -89,3 +90,22 @@ def test_without_triton_its_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> N
     assert [each for each in (75, 80, 90, 121, 130) if can_compile_for(each)] == [80, 90, 121]
     with pytest.raises(MissingDependencyError, match=r'Triton is not installed; pip install "metaformer-export\[tens'):
         check_compiler(90)
+
+
+@pytest.mark.parametrize(
+    ("tool", "architecture", "variable", "left"),
+    [("ptxas", 90, "TRITON_PTXAS_PATH", 100), ("ptxas-blackwell", 100, "TRITON_PTXAS_BLACKWELL_PATH", 90)],
+)
+def test_a_triton_without_an_assembler_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, tool: str, architecture: int, variable: str, left: int
+) -> None:
+    from triton.knobs import NvidiaTool
+
+    found = NvidiaTool.from_path
+    monkeypatch.setattr(
+        NvidiaTool, "from_path", staticmethod(lambda path: None if Path(path).stem == tool else found(path))
+    )
+    assert (can_compile_for(architecture), can_compile_for(left)) == (False, True)
+    with pytest.raises(MissingDependencyError, match=rf"no assembler \(Cannot find {tool}\); set {variable} to"):
+        check_compiler(architecture)
+    check_compiler(left)

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import threading
 import time
+import weakref
 from typing import Any
 
 import pytest
@@ -162,3 +164,29 @@ def test_a_long_call_gives_its_result_or_its_error() -> None:
 def test_wrong_options_are_refused(given: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         EngineOptions(**given)
+
+
+def test_what_a_failed_job_had_is_given_back_without_a_garbage_collection() -> None:
+    class Weights:
+        """Stands for a builder's memory."""
+
+    held: list[weakref.ref[Weights]] = []
+
+    def job() -> None:
+        weights = Weights()
+        held.append(weakref.ref(weights))
+        raise InputError("made up")
+
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        with_error = None
+        try:
+            cancellable(job, lambda: None)
+        except InputError as error:
+            with_error = str(error), held[0]() is not None
+        assert with_error == ("made up", True)
+        assert held[0]() is None
+    finally:
+        if collects:
+            gc.enable()

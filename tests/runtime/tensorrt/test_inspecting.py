@@ -177,6 +177,55 @@ def test_an_engine_that_is_mostly_float32_fails(in_float32: int, fails: bool) ->
     assert engine(report).failures == (said if fails else ())
 
 
+@pytest.mark.parametrize(("known", "fails"), [(1, False), (9, False), (10, True), (20, True)])
+def test_an_engine_of_which_few_nodes_are_known_is_not_judged_by_them(known: int, fails: bool) -> None:
+    kinds = ["Float"] * known + ["N/A"] * (20 - known)
+    report = examine(text(*(layer(f"gemm{i}", kind, kind) for i, kind in enumerate(kinds))), many(20))
+    assert (report.silent_float32, report.mostly_float32, report.tells_few_types) == (fails, fails, not fails)
+    assert bool(engine(report).failures) == fails
+    said = (
+        f"TensorRT's inspector says of few nodes in which types they compute ({known} of the 20 that the file has in "
+        "a lower precision); only the engine's time and its parity tell whether it is in the precision of the file."
+    )
+    assert report.remarks == (() if fails else (said,))
+
+
+def test_two_of_three_known_nodes_in_float32_are_no_failure_of_two_hundred() -> None:
+    made = [layer(f"gemm{i}", kind, kind) for i, kind in enumerate(["Float", "Float", "Half"] + ["N/A"] * 197)]
+    report = examine(text(*made), many(200))
+    assert (report.float32_of_low, report.mostly_float32, engine(report).failures) == ((2, 3), False, ())
+
+
+def test_one_known_product_does_not_tell_that_nothing_is_in_int8() -> None:
+    half = EngineReport(1, {"model": {"int8": 4}}, {}, computed={"int8": {"fp16": 2}})
+    fewer = EngineReport(1, {"model": {"int8": 4, "fp16": 1}}, {}, computed={"int8": {"fp16": 1}, "fp16": {"fp16": 1}})
+    assert (half.nothing_in_int8, fewer.nothing_in_int8) == (True, False)
+
+
+def test_a_float32_island_between_halves_does_not_hide_silent_float32() -> None:
+    nodes = graph(("norm", "LayerNormalization", "stages.0", ir.DataType.FLOAT), ("conv", "Conv", "stages.0", HALF))
+    report = examine(text(layer("norm", "Half", "Half", "kgen"), layer("conv", "Float", "Float")), nodes)
+    assert report.computed["fp16"] == {"fp32": 1}
+    assert report.silent_float32
+
+
+@pytest.mark.parametrize(
+    ("fused", "unknown"),
+    [
+        (layer("", "Half", "Half", "Myelin", "{ForeignNode[fc0...norm1]}"), 1),
+        (layer("", "Half", "Half", "Myelin", "{ForeignNode[norm0...fc1]}"), 1),
+        (layer("fc0 norm0 fc1 norm1", "Half", "Half", "Myelin"), 2),
+        (layer("fc0 norm0 fc1 norm1", "Float", "Float", "Myelin"), 4),
+    ],
+)
+def test_products_fused_into_one_layer_do_not_tell_that_nothing_is_in_int8(fused: dict[str, Any], unknown: int) -> None:
+    report = examine(text(fused), quantised())
+    assert (report.unknown, report.nothing_in_int8) == (unknown, False)
+    assert "int8" not in report.computed
+    named = fused | {"TacticName": "sm80_xmma_gemm_f16f16_f16f16_f16_tn_n_tile"}
+    assert set(examine(text(named), quantised()).computed["int8"]) == {"fp16"}
+
+
 def test_half_of_the_nodes_in_float32_is_a_note_only() -> None:
     report = examine(text(*(layer(f"gemm{i}", *([kind] * 2)) for i, kind in enumerate(("Float", "Half")))), many(2))
     assert (report.float32_of_low, engine(report).failures) == ((1, 2), ())

@@ -13,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from stand_in_engine import IO, Arrays, DataType, Network, OnGpu, Recording, TensorRT, put_in_place
+from stand_in_engine import IO, Arrays, Context, DataType, Network, OnGpu, Recording, TensorRT, put_in_place
 
 from metaformer_export.errors import EngineError, InputError
 from metaformer_export.runtime.tensorrt import listening
@@ -247,6 +247,110 @@ def test_weights_stream_within_a_budget_that_is_set_before_any_context(
     assert len(tensorrt.engine.contexts) == contexts
     session_of(b"")
     assert len(tensorrt.engine.budgets) == 1
+
+
+def test_a_budget_of_weights_that_is_not_taken_is_an_error(tensorrt: TensorRT) -> None:
+    tensorrt.engine.refuses_budget = True
+    with pytest.raises(EngineError, match="does not stream the weights within 4096 bytes but keeps 65536 on the GPU"):
+        session_of(b"", weight_streaming=True)
+    tensorrt.engine.automatic = 10**6  # room for all of them
+    assert session_of(b"", weight_streaming=True).batch == (2, 4)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "said"),
+    [
+        ({"images": (3, 1, 2, 2), "order": (3, 3)}, r"input images is \(3, 1, 2, 2\); .* \(batch, 2, 2, 2\)"),
+        ({"images": (3, 2, 2, 2), "order": (3, 1)}, r"input order is \(3, 1\); .* \(batch, 3\)"),
+        ({"images": (3, 2, 2, 2), "order": (1, 3)}, r"input order is \(1, 3\); .* the same batch"),
+        ({"images": (9, 2, 2, 2), "order": (8, 3)}, r"input order is \(8, 3\); .* the same batch"),
+        ({"images": (3, 2, 2, 2)}, "takes images, order; order is not given"),
+        ({"images": (3, 2, 2, 2), "order": (3, 3), "more": (3, 3)}, "takes images, order; more is none of these"),
+        ({"images": (), "order": (3, 3)}, r"input images is \(\)"),
+    ],
+)
+def test_inputs_of_another_size_or_name_are_refused(
+    monkeypatch: pytest.MonkeyPatch, inputs: dict[str, tuple[int, ...]], said: str
+) -> None:
+    gpu = put_in_place(CLUSTERED, monkeypatch).gpu
+    arrays = {name: np.zeros(shape, np.float32 if name == "images" else np.int64) for name, shape in inputs.items()}
+    with pytest.raises(InputError, match=said):
+        session_of(b"")(arrays["images"], {name: array for name, array in arrays.items() if name != "images"})
+    with pytest.raises(InputError, match=said):
+        session_of(b"").run({name: torch.from_numpy(array).as_subclass(OnGpu) for name, array in arrays.items()})
+    assert gpu.runs == 0
+
+
+@pytest.mark.parametrize("room", [0, 1])
+def test_a_gpu_without_memory_is_one_line_and_the_next_batch_may_fit(tensorrt: TensorRT, room: int) -> None:
+    session, images = session_of(b""), images_of(3)
+    for run in (
+        lambda: session(images),
+        lambda: session.run({"images": torch.from_numpy(images).as_subclass(OnGpu)}),
+        lambda: session.gpu_milliseconds(3, 1),
+    ):
+        tensorrt.gpu.room = room
+        with pytest.raises(EngineError, match=r"no memory left for a batch of 3: .* 20\.00 GiB\. Give fewer") as caught:
+            run()
+        assert "\n" not in str(caught.value)
+        assert tensorrt.current[0].name == "caller"
+    tensorrt.gpu.room = None
+    np.testing.assert_array_equal(session(images)[1], computed({"images": images})["logits"])
+
+
+def test_a_gpu_that_fails_is_one_line(tensorrt: TensorRT) -> None:
+    session = session_of(b"")
+    tensorrt.gpu.failure = "CUDA error: an illegal memory access was encountered\nCompile with TORCH_USE_CUDA_DSA."
+    said = "failed at {}: CUDA error: an illegal memory access was encountered. After most"
+    with pytest.raises(EngineError, match=said.format("a batch of 2")):
+        session(images_of(2))
+    with pytest.raises(EngineError, match=said.format("a batch of 4")):
+        session.gpu_milliseconds(4, 1)
+    with pytest.raises(EngineError, match=said.format("the end of earlier runs")):
+        session.release()
+
+
+@pytest.mark.parametrize(
+    ("refuses", "logged", "said"),
+    [
+        ("answers no", "", "TensorRT gave no reason"),
+        ("answers no", "a plugin waits", "a plugin waits"),
+        ("invalidated", "a plugin waits", "a plugin waits"),
+        ("invalidated", "", "CUDA error: operation failed due to a previous error during capture"),
+    ],
+)
+def test_a_run_that_cannot_be_recorded_says_why_and_leaves_the_callers_stream(
+    tensorrt: TensorRT, refuses: str, logged: str, said: str
+) -> None:
+    session = session_of(b"", cuda_graph=True)
+    session.messages.error(logged)
+    tensorrt.engine.refuses_recording = refuses
+    with pytest.raises(EngineError) as caught:
+        session(images_of(2))
+    assert str(caught.value) == (
+        f"a run of 2 images cannot be recorded as a CUDA graph: {said}. Leave out --cuda-graph."
+    )
+    assert tensorrt.current[0].name == "caller"
+
+
+@pytest.mark.parametrize(("cuda_graph", "times"), [(False, 4), (True, 1)])
+def test_a_context_of_one_batch_is_given_its_memory_once(
+    tensorrt: TensorRT, monkeypatch: pytest.MonkeyPatch, cuda_graph: bool, times: int
+) -> None:
+    given, kept = [], Context.set_tensor_address
+    monkeypatch.setattr(
+        Context, "set_tensor_address", lambda self, name, memory: given.append(name) or kept(self, name, memory)
+    )
+    session = session_of(b"", cuda_graph=cuda_graph)
+    for _ in range(3):
+        session(images_of(2))
+    assert given.count("images") == times
+
+
+def test_memory_that_tensorrt_does_not_take_is_an_error(tensorrt: TensorRT) -> None:
+    tensorrt.engine.refuses_memory = True
+    with pytest.raises(EngineError, match="does not take the memory of images"):
+        session_of(b"")(images_of(2))
 
 
 def test_the_plugin_library_keeps_a_logger_that_outlives_sessions(tensorrt: TensorRT) -> None:
