@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from torch import nn
@@ -39,6 +39,7 @@ class Stopwatch:
     _rows: list[BenchRow] = field(default_factory=list)
     _counts: list[int] = field(default_factory=list)
     _doubts: dict[str, None] = field(default_factory=dict)
+    _failures: dict[tuple[str, str], str] = field(default_factory=dict)
 
     def take(self, candidate: Candidate, session: Session) -> None:
         """Keep a session until it is timed."""
@@ -46,6 +47,7 @@ class Stopwatch:
 
     def time(self, step: Step) -> None:
         """Time those that wait, each by itself, and let them go."""
+        self._drop_what_does_not_run()
         while self._waiting:
             candidate, session = self._waiting.pop(0)
             with step(f"{_name(candidate)}, timed"):
@@ -70,13 +72,13 @@ class Stopwatch:
             results=tuple(rows),
             speedup_over_eager=None if delivered is None else delivered.speedup_over_eager,
             unstable="; ".join(self._doubts),
-            candidates=candidates,
+            candidates=tuple(map(self._as_it_ran, candidates)),
             choice=choose(candidates, rows, self.options.batch.usual) if proof.passed else None,
             gain=gain_of(rows, self.options.batch.usual) if self.options.precision == "int8" else None,
         )
 
     def _drop_what_does_not_run(self) -> None:
-        """An engine that has no memory for a batch, which its proof did not need, is not timed."""
+        """An engine that has no memory for a batch, which its proof did not need, fails and is not timed."""
         for candidate, session in tuple(self._waiting):
             if isinstance(session, EngineSession):
                 try:
@@ -84,7 +86,11 @@ class Stopwatch:
                         session.gpu_milliseconds(batch, 1)
                 except EngineError as error:
                     self._waiting.remove((candidate, session))
-                    self._doubts[f"{_name(candidate)} was not timed: {error}"] = None
+                    self._failures[candidate.runtime, candidate.precision] = str(error)
+
+    def _as_it_ran(self, candidate: Candidate) -> Candidate:
+        reason = self._failures.get((candidate.runtime, candidate.precision))
+        return candidate if reason is None else replace(candidate, passed=False, failures=(*candidate.failures, reason))
 
     def _batches(self) -> list[int]:
         return sorted({self.options.batch.smallest, self.options.batch.usual})
