@@ -79,8 +79,11 @@ def serving(
 
 def descendants(pid: int) -> set[int]:
     """Processes that a process started, and those started."""
-    listed = Path(f"/proc/{pid}/task/{pid}/children")
-    found = {int(each) for each in listed.read_text().split()} if listed.exists() else set()
+    try:
+        listed = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    except (FileNotFoundError, ProcessLookupError):  # it has ended, or ends while it is read
+        return set()
+    found = {int(each) for each in listed.split()}
     return found.union(*(descendants(each) for each in found))
 
 
@@ -88,7 +91,7 @@ def runs(pid: int) -> bool:
     """Whether a process is there, and not only its exit code for a parent that does not ask."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # it has ended, or ends while it is read
         return False
 
 

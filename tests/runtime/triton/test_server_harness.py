@@ -124,10 +124,13 @@ def test_a_stopped_server_leaves_no_process_and_no_memory(tmp_path: Path) -> Non
 def test_a_killed_server_leaves_no_process_and_no_memory(tmp_path: Path) -> None:
     with running(_repository(tmp_path)) as server:
         regions = list(Path("/dev/shm").glob(f"{server.log_file.stem}*"))
+        group = _processes_of_group(server.process.pid)
+        (model,) = set(group) - {server.process.pid}
+        os.kill(model, signal.SIGSTOP)  # else it may see by itself that the server has gone, and end before it is seen
         os.kill(server.process.pid, signal.SIGKILL)
         server.process.wait(10)
         assert regions[0].exists()
-        assert len(_processes_of_group(server.process.pid)) == 1  # the model
+        assert _processes_of_group(server.process.pid) == [model]
     deadline = time.monotonic() + 5
     while _processes_of_group(server.process.pid) and time.monotonic() < deadline:
         time.sleep(0.02)  # a signal takes its time
