@@ -47,7 +47,7 @@ def slowest_layers(file: File, images: ImageSet, gain: Gain | None) -> tuple[tup
     if gain is None or gain.pays:
         return ()
     image = images.take(0, gain.batch)
-    plain = serialize(file.lowered.model)
+    plain = serialize(file.float_form.model)
     if plain.weights:  # beside the graph: too large for a second copy
         return ()
     return lost(by_module(file.path, image, available_threads()), by_module(plain.graph, image, available_threads()))

@@ -111,7 +111,7 @@ def judge_candidates(
 
 
 def _plans(file: File, proved: Mapping[str, Way], options: ExportOptions) -> list[_Plan]:
-    delivered, float32 = as_written(file), made_by(lambda: file.lowered.model)
+    delivered, float32 = as_written(file), made_by(lambda: file.float_form.model)
     plans = []
     for runtime in _RUNTIMES[options.target]:
         if options.precision != "fp32":
@@ -137,7 +137,7 @@ def _engine_plans(engine: Engine, source: File, options: ExportOptions) -> list[
     plain = tensorrt.plain_arithmetic(engine.options, engine.architecture)
     plans = []
     if options.precision != "fp32":
-        float32 = replace(made_by(lambda: source.lowered.model), load=runtime.load)
+        float32 = replace(made_by(lambda: source.float_form.model), load=runtime.load)
         plans.append(_Plan(runtime, "fp32", plain, "", float32))
     arithmetic = plain if options.precision == "fp32" else options.precision
     return [*plans, _Plan(runtime, options.precision, arithmetic, engine.path.name, delivered)]

@@ -37,6 +37,13 @@ _SHOWN = 10
     show_default=True,
     help="What modules are spared: INT8, or FP16, which needs no calibration.",
 )
+@click.option(
+    "--target",
+    type=click.Choice(["auto", "onnx", "openvino", "tensorrt"]),
+    default="auto",
+    show_default=True,
+    help="Target of the exports that ranges are for: onnx quantises a graph of its own, all others the same.",
+)
 @click.option("--sensitivity", is_flag=True, help="Rank the modules by the error that each alone causes.")
 @click.option(
     "--max-drop",
@@ -97,6 +104,7 @@ def _options(given: dict[str, Any]) -> ExportOptions:
         model=given["model"],
         checkpoint=given["checkpoint"],
         precision=given["precision"],
+        target=given["target"],
         resolution=None if given["resolution"] is None else parse_resolution(given["resolution"]),
         num_classes=given["num_classes"],
         features=given["features"],

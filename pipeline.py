@@ -27,6 +27,7 @@ from .options import ExportOptions
 from .output import MANIFEST, check_output, staged, writing
 from .progress import Progress, Silent
 from .proving import File, judge_of, prove, written
+from .quantizing import FLOAT_FORM, INT8_FORM
 from .report import manifest_of, outputs_of, to_html, to_json
 from .request import asks_for_engine, default_folder, model_name, recognised, resolved
 from .runtime import eager
@@ -56,16 +57,19 @@ def run_export(options: ExportOptions, progress: Progress | None = None) -> Expo
     notes += [*loaded.notes, *further]
     for text in notes:
         progress.note(text)
-    calibration = None
+    calibration, plain = None, None
     if options.precision == "int8":
-        graph, calibration = calibrated(lowered[0], dataset, options, folder / CALIBRATION, progress)
-        lowered = (graph,)
+        first, *others = lowered
+        first, calibration = calibrated(first, dataset, options, folder / CALIBRATION, progress)
+        lowered, plain = (first,), next(iter(others), None)
     plan = planned(lowered[0], options)
     judge = judge_of(loaded.module, lowered[0], images)
     with staged(folder) as staging, set_aside():
         with writing(folder):
             ranges = None if calibration is None else calibration.ranges
-            files, beyond = written(lowered, images, staging, options, progress, ranges=ranges, keep=plan.keep)
+            files, beyond = written(
+                lowered, images, staging, options, progress, ranges=ranges, plain=plain, keep=plan.keep
+            )
             if calibration is not None:
                 calibration.write(staging / CALIBRATION)
             if files[0].large:
@@ -125,14 +129,17 @@ def _load(
 
 
 def _lower(loaded: LoadedModel, options: ExportOptions, progress: Progress) -> tuple[tuple[Lowered, ...], list[str]]:
-    """The form that the target runs best, and the plugin form where the model has mixer ops; with notes."""
+    """The form that the target runs best, and the plugin form where the model has mixer ops; or the form that is to be
+    quantised, and the one that it is to be faster than, where that is another. With notes.
+    """
     with progress.stage("trace") as done:
         traced = trace(loaded.module, loaded.spec, options.opset or DEFAULT_OPSET)
         done(f"{traced.model.graph.num_nodes()} nodes, opset {traced.opset}")
     with progress.stage("lower") as done:
-        # Quantised, the portable form is the faster one in OpenVINO, too: 41.6 ms instead of 55.1 (FocalNet-T, AVX2).
         quantised = options.precision == "int8"
-        forms = ["openvino" if options.target == "openvino" and not quantised else "portable"]
+        forms = [FLOAT_FORM[options.target]]
+        if quantised and INT8_FORM[options.target] not in forms:
+            forms.insert(0, INT8_FORM[options.target])
         lowering, notes = choose(traced.model.graph, options.lowering, plugins=options.plugins)
         if not quantised and {"plugin", "native"} & set(lowering.values()):
             forms.append("plugin")

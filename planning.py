@@ -20,14 +20,14 @@ from .calibration.quantize import Ranges, quantize
 from .calibration.switches import switched, switched_to_half
 from .calibration.whole import write_whole
 from .errors import ImageError, InputError
-from .export.lower import lower
+from .export.lower import lower_all
 from .export.serialize import apart
 from .export.trace import DEFAULT_OPSET, trace
 from .models.loading import load_model
 from .options import ExportOptions
 from .output import writing
 from .progress import Progress
-from .quantizing import ON_CPU
+from .quantizing import INT8_FORM, ON_CPU
 from .request import model_name
 from .runtime import bench
 from .runtime.onnxruntime import open_session
@@ -100,9 +100,14 @@ class Request:
 
 @dataclass(frozen=True)
 class _Prepared:
-    """A graph that takes low precision module by module, and what is to be timed of it."""
+    """A graph that takes low precision module by module, and what is to be timed of it.
+
+    Attributes:
+        plain: the float form that it is to be faster than.
+    """
 
     lowered: Lowered
+    plain: Lowered
     trial: Trial
     ranges: Ranges | None
 
@@ -132,7 +137,8 @@ def run_calibration(
     if dataset is None:
         raise InputError("calibrate needs images like those that the model will see: --calib-data DIR.")
     with progress.stage("lower") as done:
-        lowered = lower(trace(loaded.module, loaded.spec, options.opset or DEFAULT_OPSET), "portable")
+        forms = (INT8_FORM[options.target] if options.precision == "int8" else "portable", "portable")
+        lowered, plain = lower_all(trace(loaded.module, loaded.spec, options.opset or DEFAULT_OPSET), forms)
         done(f"{lowered.model.graph.num_nodes()} nodes")
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -143,12 +149,17 @@ def run_calibration(
         ranges = calibration.ranges
     if not request.sensitivity and request.max_drop is None:
         return None, None
-    prepared = _prepared(lowered, ranges, dataset, options, request)
+    prepared = _prepared(lowered, plain, ranges, dataset, options, request)
     return _searched(prepared, options, request, folder, progress)
 
 
 def _prepared(
-    lowered: Lowered, ranges: Ranges | None, dataset: Dataset, options: ExportOptions, request: Request
+    lowered: Lowered,
+    plain: Lowered,
+    ranges: Ranges | None,
+    dataset: Dataset,
+    options: ExportOptions,
+    request: Request,
 ) -> _Prepared:
     images, labels = _held_out(dataset, request.held_out)
     found = switched_to_half(lowered)
@@ -157,7 +168,7 @@ def _prepared(
         found = switched(lowered, quantize(lowered, ranges, target, weight_bits=weight_bits()), target)
     session = open_session(apart(found.model), threads=available_threads(), literal=True)
     trial = Trial.begin(session, found.modules, images, labels, options.calibration.batch_size)
-    return _Prepared(lowered, trial, ranges)
+    return _Prepared(lowered, plain, trial, ranges)
 
 
 def _held_out(dataset: Dataset, count: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any] | None]:
@@ -245,7 +256,7 @@ def _timed(
     prepared: _Prepared, plans: Mapping[int, Sequence[str]], options: ExportOptions
 ) -> Mapping[str, list[float]]:
     image = prepared.trial.images[:1]
-    graphs: dict[str, Lowered | Converted] = {"float32": prepared.lowered}
+    graphs: dict[str, Lowered | Converted] = {"float32": prepared.plain}
     for count, modules in plans.items():
         keep = dict.fromkeys(modules, "on trial")
         graphs[str(count)] = quantize(

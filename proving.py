@@ -46,12 +46,19 @@ class File:
     Attributes:
         literal: it is quantised for another target, whose sums no processor here makes: it is proved in float
             arithmetic between its Q/DQ pairs.
+        plain: the float32 form that it is to be faster than, where that is another than the one it was made from.
     """
 
     path: Path
     lowered: Lowered
     converted: Converted
     literal: bool = False
+    plain: Lowered | None = None
+
+    @property
+    def float_form(self) -> Lowered:
+        """What it is compared with."""
+        return self.lowered if self.plain is None else self.plain
 
     @property
     def name(self) -> str:
@@ -176,17 +183,20 @@ def written(
     progress: Progress,
     *,
     ranges: Ranges | None = None,
+    plain: Lowered | None = None,
     keep: Mapping[str, str] | None = None,
 ) -> tuple[tuple[File, ...], tuple[OutOfRange, ...]]:
     """Every form in the wanted precision, written to `folder`, and what float16 could not hold.
 
     Args:
         ranges: of the first form, for INT8.
+        plain: what INT8 is to be faster than, if that is not the first form.
         keep: modules that stay in high precision, with the reason.
     """
     with progress.stage("convert") as done:
         if ranges is not None:
-            return _quantised(lowered[0], ranges, keep or {}, images, folder, options, done), ()
+            files = _quantised(lowered[0], ranges, keep or {}, images, folder, options, done)
+            return tuple(replace(each, plain=plain) for each in files), ()
         peaks: tuple[dict[str, float], ...] = ({},) * len(lowered)
         if options.precision == "fp16":
             peaks = tuple(largest_magnitudes(each, images.batch, available_threads()) for each in lowered)

@@ -6,9 +6,10 @@
 The models of tests/trained_models.py, trained on scikit-learn's handwritten digits, on all test images: eager, the
 float32 file, the float16 and bfloat16 graphs with every tensor rounded, and both INT8 graphs as `--int8` makes them by
 default: model.onnx as ONNX Runtime runs it on this processor, model.tensorrt.onnx in float arithmetic between its Q/DQ
-pairs, every other tensor rounded to float16. Beside them what onnxruntime's quantize_static makes of torch's own export
-with the same images (minimum and maximum, one scale for each weight, all Conv, MatMul and Gemm): as it runs on this
-processor, whose sums of eight-bit products may overflow, and in float arithmetic between its pairs, without that.
+pairs, every other tensor rounded to float16; and model.onnx of `--int8 --target onnx`, likewise. Beside them what
+onnxruntime's quantize_static makes of torch's own export with the same images (minimum and maximum, one scale for each
+weight, all Conv, MatMul and Gemm): as it runs on this processor, whose sums of eight-bit products may overflow, and in
+float arithmetic between its pairs, without that.
 """
 
 from __future__ import annotations
@@ -35,17 +36,17 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from peers import torch_export
 from trained_models import TRAINED, Trained, digits
 
-from metaformer_export.artifacts import Lowered
+from metaformer_export.artifacts import Converted, Lowered, ModelSpec, Target
 from metaformer_export.calibrating import calibrated
 from metaformer_export.calibration.dataset import Dataset, held_out, open_dataset
-from metaformer_export.export.lower import lower
+from metaformer_export.export.lower import lower, lower_all
 from metaformer_export.export.precision import convert
 from metaformer_export.export.serialize import serialize
 from metaformer_export.export.trace import BFLOAT16_OPSET, trace
 from metaformer_export.models.loading import load_model
 from metaformer_export.options import CalibrationOptions, ExportOptions
 from metaformer_export.progress import Silent
-from metaformer_export.quantizing import DELIVERED, quantized_graphs
+from metaformer_export.quantizing import DELIVERED, FOR_TENSORRT, INT8_FORM, quantized_graphs
 from metaformer_export.report import versions
 from metaformer_export.runtime import bench, eager
 from metaformer_export.runtime.evaluate import Evaluation, evaluate
@@ -56,7 +57,8 @@ from metaformer_export.runtime.threads import available_threads
 
 Run = Callable[[NDArray[np.float32]], list[NDArray[np.float32]]]
 NAIVE, NAIVE_EXACT = "naive INT8", "naive INT8, exact sums"
-WAYS = ("eager", "FP32", "FP16", "BF16", "INT8 CPU", NAIVE, "INT8 TensorRT", NAIVE_EXACT)
+ON_CPU, FOR_ONNX_RUNTIME = "INT8 CPU", "INT8 for ONNX Runtime"
+WAYS = ("eager", "FP32", "FP16", "BF16", ON_CPU, FOR_ONNX_RUNTIME, NAIVE, "INT8 TensorRT", NAIVE_EXACT)
 _BATCH = 32
 
 
@@ -91,7 +93,7 @@ def measure(trained: Trained, folder: Path, calibration: CalibrationOptions) -> 
     tested = open_dataset(folder / "test", loaded.spec)
     shown = open_dataset(folder / "train", loaded.spec, size=calibration.size)
     ways = {"eager": partial(eager.run, loaded.module)}
-    ways |= _files(loaded.module, lower(trace(loaded.module, loaded.spec), "portable"), shown, calibration)
+    ways |= _files(loaded.module, loaded.spec, shown, calibration)
     with tempfile.TemporaryDirectory() as temporary:
         naive = naively_quantised(loaded.module, shown, Path(temporary))
         ways[NAIVE] = open_session(naive, threads=available_threads())
@@ -103,19 +105,25 @@ def measure(trained: Trained, folder: Path, calibration: CalibrationOptions) -> 
             yield Row(trained.name, way, found.top1, found.agreement, found.rms_rel)
 
 
-def _files(model: nn.Module, lowered: Lowered, shown: Dataset, calibration: CalibrationOptions) -> dict[str, Run]:
+def _files(model: nn.Module, spec: ModelSpec, shown: Dataset, calibration: CalibrationOptions) -> dict[str, Run]:
     images = held_out(shown)
+    lowered, own = lower_all(trace(model, spec), (INT8_FORM["auto"], INT8_FORM["onnx"]))
+    newer = lower(trace(model, spec, BFLOAT16_OPSET), "portable")
     peaks = largest_magnitudes(lowered, images.batch, available_threads())
-    newer = lower(trace(model, lowered.spec, BFLOAT16_OPSET), "portable")
-    options = ExportOptions(lowered.spec.name, precision="int8", calibration=calibration)
-    graph, found = calibrated(lowered, shown, options, Path("none"), Silent())
-    eight = quantized_graphs(graph, found.ranges, images, "auto", {})
+
+    def quantised(form: Lowered, target: Target) -> dict[str, Converted]:
+        options = ExportOptions(spec.name, precision="int8", target=target, calibration=calibration)
+        graph, found = calibrated(form, shown, options, Path("none"), Silent())
+        return quantized_graphs(graph, found.ranges, images, target, {})
+
+    eight = quantised(lowered, "auto")
     graphs = {
         "FP32": lowered.model,
         "FP16": rounded(convert(lowered, "fp16", max_abs=peaks)),
         "BF16": rounded(convert(newer, "bf16")),
-        "INT8 CPU": eight.pop(DELIVERED).model,
-        "INT8 TensorRT": rounded(eight.popitem()[1]),
+        ON_CPU: eight[DELIVERED].model,
+        FOR_ONNX_RUNTIME: quantised(own, "onnx")[DELIVERED].model,
+        "INT8 TensorRT": rounded(eight[FOR_TENSORRT]),
     }
     return {
         way: open_session(serialize(graph), threads=available_threads(), literal=way == "INT8 TensorRT")

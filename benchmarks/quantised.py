@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from saved import rows_of_others
 
-from metaformer_export.artifacts import Lowered, Target
+from metaformer_export.artifacts import Target
 from metaformer_export.calibrating import calibrated
 from metaformer_export.calibration import images as photographs
 from metaformer_export.calibration.dataset import Dataset, open_dataset
@@ -42,7 +42,7 @@ from metaformer_export.export.trace import trace
 from metaformer_export.models.loading import LoadedModel, load_model
 from metaformer_export.options import CalibrationOptions, ExportOptions
 from metaformer_export.progress import Silent
-from metaformer_export.quantizing import ON_CPU
+from metaformer_export.quantizing import FLOAT_FORM, INT8_FORM, ON_CPU
 from metaformer_export.report import versions
 from metaformer_export.runtime import bench, onnxruntime, openvino
 from metaformer_export.runtime.saturation import weight_bits
@@ -126,20 +126,22 @@ def measure(model: str, seconds: float) -> list[Row]:
 
 def _files(loaded: LoadedModel, shown: Dataset, folder: Path) -> dict[tuple[str, str], Callable[[], ModelFile | Path]]:
     """By runtime and form, the float32 one first."""
-    portable, for_openvino = lower_all(trace(loaded.module, loaded.spec), ("portable", "openvino"))
-    options = ExportOptions(loaded.spec.name, precision="int8", calibration=CalibrationOptions())
-    graph, found = calibrated(portable, shown, options, folder / "none", Silent())
+    targets = [target for _, target in RUNTIMES.values()]
+    forms = list(dict.fromkeys(form for target in targets for form in (FLOAT_FORM[target], INT8_FORM[target])))
+    lowered = dict(zip(forms, lower_all(trace(loaded.module, loaded.spec), forms), strict=True))
     naive = naively_quantised(loaded.module, shown, folder)
 
     def quantised(target: Target) -> ModelFile:
+        options = ExportOptions(loaded.spec.name, precision="int8", target=target, calibration=CalibrationOptions())
+        graph, found = calibrated(lowered[INT8_FORM[target]], shown, options, folder / "none", Silent())
         return serialize(quantize(graph, found.ranges, ON_CPU[target], weight_bits=weight_bits()).model)
 
-    def plain(lowered: Lowered) -> ModelFile:
-        return serialize(lowered.model)
+    def plain(target: Target) -> ModelFile:
+        return serialize(lowered[FLOAT_FORM[target]].model)
 
     files: dict[tuple[str, str], Callable[[], ModelFile | Path]] = {}
     for runtime, (_, target) in RUNTIMES.items():
-        files[runtime, "float32"] = partial(plain, portable if target == "onnx" else for_openvino)
+        files[runtime, "float32"] = partial(plain, target)
         files[runtime, "INT8"] = partial(quantised, target)
         files[runtime, "naive INT8"] = lambda: naive
     return files

@@ -17,7 +17,7 @@ from .passes.catalog import FORMS, plugin_form
 
 
 def lower(traced: Traced, form: str) -> Lowered:
-    """Rewrite a traced model into "portable", "openvino" or "plugin" form; the traced model is left as it is.
+    """Rewrite a traced model into one of the forms of the catalogue; the traced model is left as it is.
 
     Raises:
         LoweringError: a pass broke its promise, or the result is not a valid ONNX model.

@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from support import files_below
 from trained_models import TRAINED, digits
@@ -70,19 +72,47 @@ def test_the_folder_has_both_graphs_the_ranges_and_the_reasons(exported: Path) -
 def test_ranges_are_used_again_only_where_nothing_changed(
     exported: Path, trees: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    again = [*MODEL, "--int8", "--force", "--target", "onnx", "--output", exported]
+    again = [*MODEL, "--int8", "--force", "--output", exported]
     data = ["--calib-data", trees / "train"]
     before = json.loads((exported / "calibration.json").read_text("utf-8"))
     _, said = said_by(capsys, *again, *data)
     assert "again: the same graph, weights, images and settings" in said
     assert json.loads((exported / "calibration.json").read_text("utf-8")) == before
-    elsewhere = [*MODEL, "--int8", "--force", "--target", "onnx", "--output", tmp_path / "given"]
+    elsewhere = [*MODEL, "--int8", "--force", "--output", tmp_path / "given"]
     _, said = said_by(capsys, *elsewhere, "--calibration", exported / "calibration.json")
     assert "ranges of" in said
     written = (tmp_path / "given" / "model.onnx").read_bytes()
     assert len(written) > 100_000
     _, said = said_by(capsys, *elsewhere, *data, "--calib-method", "minmax")
     assert "109 tensors on 256 images, minmax" in said
+
+
+def test_onnx_runtime_alone_has_a_graph_and_ranges_of_its_own(
+    exported: Path, trees: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = ["--calib-data", trees / "train", "--calib-size", "32"]
+    own = [*MODEL, "--int8", "--force", "--target", "onnx", "--output", tmp_path / "own"]
+    code, said = said_by(capsys, *own, "--calibration", exported / "calibration.json")
+    assert code == 2
+    assert "is of another graph (hornet_tiny_7x7) than this hornet_tiny_7x7 (--target onnx quantises a graph" in said
+    assert not (tmp_path / "own").exists()
+    assert said_by(capsys, "calibrate", *MODEL, *few, "--target", "onnx", "--output", tmp_path / "found")[0] == 0
+    code, said = said_by(capsys, *own, "--calibration", tmp_path / "found" / "calibration.json")
+    assert code == 0, said
+    manifest, plain = (json.loads((each / "manifest.json").read_text("utf-8")) for each in (tmp_path / "own", exported))
+    assert manifest["graphs"]["model.onnx"]["form"] == "int8"
+    assert plain["graphs"]["model.onnx"]["form"] == "portable"
+    kinds = [
+        Counter(node.op_type for node in onnx.load(each / "model.onnx").graph.node)
+        for each in (tmp_path / "own", exported)
+    ]
+    assert [each["MatMul"] for each in kinds] == [11, 0]  # the MLPs of five blocks, and the first proj_in
+    bench = json.loads((tmp_path / "own" / "bench.json").read_text("utf-8"))
+    assert {row["precision"] for row in bench["results"] if row["runtime"] == "onnxruntime-cpu"} == {"fp32", "int8"}
+    parity = json.loads((tmp_path / "own" / "parity.json").read_text("utf-8"))
+    assert parity["passed"]
+    assert 1e-3 < parity["outputs"][0]["rms_rel"] < 0.05
+    assert said_by(capsys, "parity", tmp_path / "own", "--checkpoint", HORNET.weights, "--layers")[0] == 0
 
 
 def test_ranges_of_another_model_are_refused(
@@ -201,7 +231,7 @@ def test_what_does_not_pay_is_refused_by_name(
         return {name: [10 * ms if name.endswith("int8") else ms for ms in each] for name, each in times.items()}
 
     monkeypatch.setattr(timing.bench, "interleaved", slower)
-    arguments = [*MODEL, "--int8", "--target", "onnx", "--calibration", exported / "calibration.json", "--output"]
+    arguments = [*MODEL, "--int8", "--calibration", exported / "calibration.json", "--output"]
     code, said = said_by(capsys, *arguments, tmp_path / "slow")
     assert code == 1
     assert "INT8 does not pay here" in said
@@ -236,7 +266,7 @@ def test_a_plan_is_found_written_and_followed(
     worst = found["sensitivity"]["modules"][0][0]
     own = PrecisionPlan(plan.model, "int8", "by hand", {worst: "the dearest"})
     own.write(tmp_path / "own.toml")
-    arguments = [*MODEL, "--int8", "--force", "--target", "onnx", "--calibration", exported / "calibration.json"]
+    arguments = [*MODEL, "--int8", "--force", "--calibration", exported / "calibration.json"]
     assert said_by(capsys, *arguments, "--precision-plan", tmp_path / "own.toml", "--output", tmp_path / "kept")[0] == 0
     manifest = json.loads((tmp_path / "kept" / "manifest.json").read_text("utf-8"))
     kept = manifest["precision"]["kept_in_fp32"]["model.onnx"]

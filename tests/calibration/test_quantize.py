@@ -49,6 +49,7 @@ class Case:
     """A small model of one family with golden weights, its ranges, and both quantised graphs."""
 
     kind: str
+    form: str
     lowered: Lowered
     ranges: Ranges
     images: np.ndarray
@@ -56,18 +57,21 @@ class Case:
     tensorrt: Converted
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(
+    scope="module", params=[(kind, form) for kind in FAMILIES for form in ("portable", "int8")], ids="-".join
+)
 def case(request: pytest.FixtureRequest) -> Case:
-    family, config = KINDS[request.param]
-    size = SIDES.get(request.param, (64, 96))
+    kind, form = request.param
+    family, config = KINDS[kind]
+    size = SIDES.get(kind, (64, 96))
     model = support.fill_golden(family.build(config, BuildOptions(num_classes=10)))
-    lowered = lower(trace(model, support.spec_for(request.param, size)), "portable")
+    lowered = lower(trace(model, support.spec_for(kind, size)), form)
     images = support.image(2, 3, *size)
     seen = extremes(lowered.model, observed(lowered), lambda: [images], threads=2)
     ranges = {name: (each.low, each.high) for name, each in seen.items()}
     peaks = largest_magnitudes(lowered, images, 2)
     cpu = quantize(lowered, ranges, "cpu", weight_bits=weight_bits())
-    return Case(request.param, lowered, ranges, images, cpu, quantize(lowered, ranges, "tensorrt", max_abs=peaks))
+    return Case(kind, form, lowered, ranges, images, cpu, quantize(lowered, ranges, "tensorrt", max_abs=peaks))
 
 
 def nodes(converted: Converted, *op_types: str) -> list[ir.Node]:
@@ -140,6 +144,10 @@ def test_no_bias_is_quantised(case: Case) -> None:
             if len(node.inputs) == 3 and node.inputs[2] is not None:
                 assert constant(node.inputs[2]).dtype in (np.float32, np.float16)
                 biases += 1
+        for node in nodes(converted, "Add"):  # behind a linear layer
+            if any(producer(value, "MatMul") is not None for value in node.inputs):
+                assert not any(producer(value, DQ) is not None and constant(value) is not None for value in node.inputs)
+                biases += any(constant(value) is not None for value in node.inputs)
         assert ir.DataType.INT32 not in {value.dtype for value in converted.model.graph.initializers.values()}
     assert biases > 10
 
@@ -206,7 +214,7 @@ def test_numbers_are_near_those_of_the_float_graph(case: Case) -> None:
 
 def test_a_module_that_is_kept_is_left_alone(case: Case) -> None:
     decisions = decide(case.lowered, PLACEMENTS["cpu"])
-    module = next(each.module for each in decisions if each.quantised and each.kind == "linear")
+    module = next(each.module for each in decisions if each.quantised and each.kind in ("linear", "matmul"))
     converted = quantize(case.lowered, case.ranges, "cpu", keep={module: "wanted by the test"})
     own = [node for node in nodes(converted, *MULTIPLY) if module_of(node) == module]
     assert own

@@ -12,11 +12,11 @@ import support
 from small_models import KINDS, SIDES
 
 from metaformer_export.artifacts import Traced
-from metaformer_export.export.graph import constant
+from metaformer_export.export.graph import attribute, constant, producer
 from metaformer_export.export.passes.affine_after_pooling import AffineAfterPooling
 from metaformer_export.export.passes.affine_to_depthwise_conv import AffineToDepthwiseConv
 from metaformer_export.export.passes.base import Pass, run_pass
-from metaformer_export.export.passes.catalog import FORMS
+from metaformer_export.export.passes.catalog import FORMS, INT8
 from metaformer_export.export.passes.compose_channel_mixing import ComposeChannelMixing
 from metaformer_export.export.passes.distribute_splits import DistributeSplits
 from metaformer_export.export.passes.expand_mixer_ops import ExpandMixerOps
@@ -24,6 +24,7 @@ from metaformer_export.export.passes.fold_affine_into_next import FoldAffineInto
 from metaformer_export.export.passes.linear_to_pointwise_conv import LinearToPointwiseConv
 from metaformer_export.export.passes.merge_factors import MergeFactors
 from metaformer_export.export.passes.merge_transposes import MergeTransposes
+from metaformer_export.export.passes.pointwise_conv_to_linear import PointwiseConvToLinear
 from metaformer_export.export.passes.pooling_residual_to_conv import PoolingResidualToConv
 from metaformer_export.export.passes.residuals_to_channels_first import ResidualsToChannelsFirst
 from metaformer_export.export.passes.square_by_product import SquareByProduct
@@ -62,7 +63,7 @@ def ops(model: ir.Model) -> Counter[str]:
 def test_every_form_keeps_the_numbers(kind: str) -> None:
     traced, x, want = small(kind)
     assert want.std() > 0.05
-    for form in ("portable", "openvino"):
+    for form in ("portable", "int8", "openvino"):
         model = traced.model.clone()
         for each in FORMS[form]:
             run_pass(each, model)
@@ -105,6 +106,34 @@ def test_star_relu_folds_or_becomes_a_depthwise_convolution() -> None:
     assert affine == 5  # the padded convolution of a mixer takes no offset, the MLP's second layer does
     assert ops(model)["Pow"] == 0
     assert support.relative_error(support.run_model(model, x)[0], want) <= 2e-5
+
+
+@pytest.mark.parametrize(
+    ("kind", "linear", "kept"),
+    [
+        ("poolformer", 10, 0),  # both layers of five MLPs, with the GELU between them
+        ("focalnet", 5, 0),  # the context's projections, behind depthwise filters and gates
+        ("hornet", 0, 32),  # beside 7x7 filters and the gates that multiply their results
+        ("acmix_resnet", 1, 27),  # a ResNet's, with ReLUs and sums between them
+    ],
+)
+def test_pointwise_convolutions_become_linear_unless_beside_others(kind: str, linear: int, kept: int) -> None:
+    traced, x, want = small(kind)
+    model, before = traced.model.clone(), 0
+    for each in INT8:
+        before = pointwise(model) if isinstance(each, PointwiseConvToLinear) else before
+        run_pass(each, model)
+    assert (before - pointwise(model), pointwise(model)) == (linear, kept)
+    gelus = [node for node in model.graph if node.op_type == "Gelu" and producer(node.inputs[0], "Add") is not None]
+    assert (len(gelus) >= 4) == (kind != "acmix_resnet")
+    assert not any(use.node.op_type == "Transpose" for node in gelus for use in node.outputs[0].uses())
+    assert support.relative_error(support.run_model(model, x)[0], want) <= 2e-5
+
+
+def pointwise(model: ir.Model) -> int:
+    """1x1 convolutions that mix channels."""
+    convolutions = [node for node in model.graph if node.op_type == "Conv" and attribute(node, "group", 1) == 1]
+    return sum(tuple(node.inputs[1].shape)[2:] == (1, 1) for node in convolutions)
 
 
 def test_the_residual_stream_is_channels_first() -> None:

@@ -30,15 +30,16 @@ class Case:
     trial: Trial
 
 
-@pytest.fixture(scope="module", params=["cpu", "openvino"])
+@pytest.fixture(scope="module", params=[("cpu", "portable"), ("cpu", "int8"), ("openvino", "portable")], ids="-".join)
 def case(request: pytest.FixtureRequest) -> Case:
+    target, form = request.param
     family, config = KINDS["hornet"]
     model = support.fill_golden(family.build(config, BuildOptions(num_classes=10)))
-    lowered = lower(trace(model, support.spec_for("hornet", (64, 96))), "portable")
+    lowered = lower(trace(model, support.spec_for("hornet", (64, 96))), form)
     images = support.image(4, 3, 64, 96)
     seen = extremes(lowered.model, observed(lowered), lambda: [images], threads=2)
     ranges = {name: (each.low, each.high) for name, each in seen.items()}
-    found = switched(lowered, quantize(lowered, ranges, request.param), request.param)
+    found = switched(lowered, quantize(lowered, ranges, target), target)
     session = open_session(serialize(found.model), threads=2, literal=True)
     return Case(lowered, ranges, images, Trial.begin(session, found.modules, images, None, 2))
 
@@ -56,7 +57,7 @@ def test_all_switches_off_is_the_float_graph(case: Case) -> None:
 
 
 def test_some_switches_on_is_the_graph_that_keeps_the_others(case: Case, request: pytest.FixtureRequest) -> None:
-    target = request.node.callspec.params["case"]
+    target, _ = request.node.callspec.params["case"]
     for low in (case.trial.modules, case.trial.modules[::3], case.trial.modules[1:2]):
         keep = {module: "for the test" for module in case.trial.modules if module not in low}
         want = run(case, target, keep)
