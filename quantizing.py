@@ -14,7 +14,12 @@ from .runtime.saturation import weight_bits
 from .runtime.threads import available_threads
 
 DELIVERED, FOR_TENSORRT = "model.onnx", "model.tensorrt.onnx"
-ON_CPU: Mapping[Target, QuantizedFor] = {"auto": "cpu", "onnx": "cpu", "openvino": "openvino", "tensorrt": "cpu"}
+ON_CPU: Mapping[Target, QuantizedFor] = {
+    "auto": "cpu",
+    "onnx": "onnxruntime",
+    "openvino": "openvino",
+    "tensorrt": "cpu",
+}
 FLOAT_FORM: Mapping[Target, str] = {target: "openvino" if target == "openvino" else "portable" for target in ON_CPU}
 """What the target runs best in float, which INT8 is to be faster than."""
 INT8_FORM: Mapping[Target, str] = {target: "int8" if target == "onnx" else "portable" for target in ON_CPU}

@@ -47,6 +47,7 @@ def switched(lowered: Lowered, quantised: Converted, target: QuantizedFor) -> Sw
     """
     model = quantised.model.clone()
     graph = model.graph
+    _as_in_float(graph, lowered.model.graph)
     pairs = [(node, _float_value(node, lowered.model.graph, graph)) for node in graph if node.op_type == _DQ]
     results = PLACEMENTS[target].outputs
     owners = {
@@ -69,6 +70,15 @@ def switched(lowered: Lowered, quantised: Converted, target: QuantizedFor) -> Sw
             use.node.replace_input_with(use.idx, made[own])
     graph.sort()
     return Switched(model, modules)
+
+
+def _as_in_float(graph: ir.Graph, lowered: ir.Graph) -> None:
+    """No GELU by an approximation, which a switch could not turn off."""
+    exact = {node.name: node for node in lowered if node.op_type == "Gelu"}
+    for node in graph:
+        if node.name in exact:
+            node.attributes.clear()
+            node.attributes.update(exact[node.name].attributes)
 
 
 def switched_to_half(lowered: Lowered) -> Switched:

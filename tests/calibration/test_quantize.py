@@ -16,7 +16,7 @@ from metaformer_export.calibration.placement import HIGH_PRECISION, PLACEMENTS
 from metaformer_export.calibration.placement import KINDS as LAYERS
 from metaformer_export.calibration.quantize import Ranges, decide, observed, quantize, residual_additions
 from metaformer_export.errors import CalibrationError
-from metaformer_export.export.graph import constant, module_of, producer
+from metaformer_export.export.graph import attribute, constant, module_of, producer
 from metaformer_export.export.lower import check, lower
 from metaformer_export.export.precision import float32_reasons
 from metaformer_export.export.serialize import serialize
@@ -210,6 +210,25 @@ def test_numbers_are_near_those_of_the_float_graph(case: Case) -> None:
     assert 1e-4 < rms(signed, want) < limit
     if case.kind not in CLUSTERS:
         assert rms(fused, want) < 1.3 * rms(literal, want)  # the processor's sums do not overflow
+
+
+def test_gelus_are_approximated_only_where_eight_bits_are_much_coarser(case: Case) -> None:
+    exact = [
+        node.name for node in nodes(case.cpu, "Gelu") if {use.node.op_type for use in node.outputs[0].uses()} == {Q}
+    ]
+    assert len(exact) >= 3 or case.kind in ("convformer", "caformer", "acmix_resnet", "poolformer")
+    fine = {name: (low / 100, high / 100) for name, (low, high) in case.ranges.items()}
+    for ranges, wanted in ((case.ranges, exact), (fine, [])):
+        graph = quantize(case.lowered, ranges, "onnxruntime", weight_bits=weight_bits()).model.graph
+        gelus = [node for node in graph if node.op_type == "Gelu"]
+        steps = {
+            node.name: [float(constant(use.node.inputs[1])) for use in node.outputs[0].uses()]
+            for node in gelus
+            if node.name in exact
+        }
+        found = [node.name for node in gelus if attribute(node, "approximate", "none") == "tanh"]
+        assert found == [name for name in wanted if min(steps[name]) > 8 * 4.8e-4]
+        assert len(found) == len(wanted)
 
 
 def test_a_module_that_is_kept_is_left_alone(case: Case) -> None:

@@ -30,7 +30,9 @@ class Case:
     trial: Trial
 
 
-@pytest.fixture(scope="module", params=[("cpu", "portable"), ("cpu", "int8"), ("openvino", "portable")], ids="-".join)
+@pytest.fixture(
+    scope="module", params=[("cpu", "portable"), ("onnxruntime", "int8"), ("openvino", "portable")], ids="-".join
+)
 def case(request: pytest.FixtureRequest) -> Case:
     target, form = request.param
     family, config = KINDS["hornet"]
