@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 
 import pytest
 import support
@@ -12,6 +13,7 @@ import torch
 from hypothesis import settings
 from torch import nn
 
+from metaformer_export import timing
 from metaformer_export.artifacts import Traced
 from metaformer_export.export.trace import trace
 from metaformer_export.models import boat_swin, hornet, registry
@@ -29,6 +31,14 @@ if worker := os.environ.get("PYTEST_XDIST_WORKER"):
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
 torch.set_num_threads(min(2, len(os.sched_getaffinity(0))))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _timed_briefly() -> Iterator[None]:
+    """What is exported is timed as ever, only not for seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(timing, "_TOGETHER_SECONDS", 0.3)
+        yield
 
 
 @pytest.fixture

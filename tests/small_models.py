@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 import support
 
 from metaformer_export.models import (
@@ -61,3 +62,8 @@ SIDES = dict.fromkeys(
     ("metaformer_ppaa", "metaformer_ppff", "randformer", "boat_swin", "boat_cswin", "acmix_swin"), (224, 224)
 ) | {"acmix_resnet": (128, 160)}
 """Image sizes of kinds that do not run at 64x96."""
+
+_OF_OTHERS = ("metaformer_ppaa", "poolformerv2", "convformer", "focalnet_huge", "focalnet_large_fl4")
+"""Kinds of which every part is in another kind, too."""
+MOST_QUICKLY = [pytest.param(kind, marks=pytest.mark.slow) if kind in _OF_OTHERS else kind for kind in KINDS]
+"""Every kind, for tests that take seconds for each."""

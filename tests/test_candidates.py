@@ -17,7 +17,7 @@ import pytest
 import support
 from torch import nn
 
-from metaformer_export import load_engine, timing
+from metaformer_export import load_engine
 from metaformer_export.artifacts import BenchRow, Candidate, Lowered, Traced
 from metaformer_export.calibration.images import load_images
 from metaformer_export.candidates import judge_candidates
@@ -43,9 +43,8 @@ ORT, OPENVINO = "onnxruntime-cpu", "openvino-cpu"
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_models: None) -> Path:
-    """An empty current folder, the small models, and little time to measure in."""
+    """An empty current folder, and the small models."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(timing, "_TOGETHER_SECONDS", 0.3)
     return tmp_path
 
 
@@ -272,7 +271,6 @@ def test_a_runtime_that_computes_something_else_is_not_a_candidate(
     assert wrong.rms_rel is not None
     assert wrong.rms_rel > 1e-4
     assert "max_rel" in wrong.failures[0]
-    monkeypatch.setattr(timing, "_TOGETHER_SECONDS", 0.1)
     bench = stopwatch.report(tuple(candidates.values()), proved.report, Silent())
     timed = {(row.runtime, row.precision) for row in bench.results}
     assert (OPENVINO, "fp32") not in timed, "it is not even timed"
@@ -331,7 +329,6 @@ def test_an_engine_that_has_no_memory_for_the_usual_batch_is_not_timed_and_takes
         raise EngineError(f"no memory for a batch of {batch}")
 
     monkeypatch.setattr(EngineSession, "gpu_milliseconds", full)
-    monkeypatch.setattr(timing, "_TOGETHER_SECONDS", 0.1)
     stopwatch = Stopwatch(judge.decide.model, judge.images, ExportOptions())
     candidate = Candidate("tensorrt", "fp32", "", {}, passed=True)
     stopwatch.take(candidate, EngineSession.__new__(EngineSession))

@@ -11,7 +11,6 @@ import onnx
 import pytest
 from small_models import KINDS, SIDES
 
-from metaformer_export import timing
 from metaformer_export.cli import main
 from metaformer_export.export.ops.mixer_op import DOMAIN
 from metaformer_export.models import registry
@@ -48,7 +47,6 @@ def test_a_small_model_is_exported_and_proved(
     kind: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(registry, "FAMILIES", tuple(_small(family) for family in registry.FAMILIES))
-    monkeypatch.setattr(timing, "_TOGETHER_SECONDS", 0.3)
     height, width = SIDES.get(kind, (64, 96))
     # Of 1000 random classes the first two can be nearer than float16 tells apart.
     arguments = ["--model", f"{kind}_test", "--num-classes", "10", "--fp16", "--resolution", f"{height}x{width}"]

@@ -43,7 +43,6 @@ def exported(trained: Trained, folder: Path, precision: Any, images: Path) -> Pa
         output=folder,
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(timing, "_TOGETHER_SECONDS", 0.1)
         patch.setattr(timing, "_LEAST_TOGETHER", 1)
         assert export_model(options).parity.passed
     return folder

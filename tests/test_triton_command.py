@@ -18,7 +18,7 @@ import yaml
 from repositories import configs, engine
 from tritonclient.grpc import model_config_pb2 as schema
 
-from metaformer_export import pipeline, timing
+from metaformer_export import pipeline
 from metaformer_export.cli import main
 from metaformer_export.delivered import read_manifest, read_spec
 from metaformer_export.deploying import write_own_repository
@@ -33,10 +33,9 @@ PARTS = ("", "_postprocess", "_preprocess", "_ensemble")
 
 
 def export(folder: Path, *arguments: str) -> int:
-    """The exit code of an export of a small model to 64x64, which is not timed for long."""
+    """The exit code of an export of a small model to 64x64."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(registry, "FAMILIES", (support.small_family(),))
-        patch.setattr(timing, "_TOGETHER_SECONDS", 0.1)
         given = ["--model", "hornet_test", "--target", "onnx", "--resolution", "64", "--output", str(folder)]
         return main([*given, *arguments])
 

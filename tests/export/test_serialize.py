@@ -14,7 +14,6 @@ import pytest
 import support
 from small_models import KINDS, SIDES
 
-from metaformer_export import timing
 from metaformer_export.artifacts import Traced
 from metaformer_export.cli import main
 from metaformer_export.errors import LoweringError
@@ -130,7 +129,6 @@ def test_the_whole_command_writes_weights_beside_the_graph(
     monkeypatch: pytest.MonkeyPatch, small_models: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(apart, "__defaults__", ("model.onnx", 0))
-    monkeypatch.setattr(timing, "_TOGETHER_SECONDS", 0.3)
     arguments = ["--model", "hornet_test_gf", "--fp16", "--output", str(tmp_path / "out")]
     for _ in range(2):  # the second replaces the first
         assert main(arguments) == 0
