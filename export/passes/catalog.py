@@ -30,6 +30,7 @@ from .residuals_to_channels_first import ResidualsToChannelsFirst
 from .resize_spectral_filters import ResizeSpectralFilters
 from .square_by_product import SquareByProduct
 from .static_reshapes import StaticReshapes
+from .stripes_to_groups import StripesToGroups
 from .write_out_layer_norm import WriteOutLayerNorm
 
 _FIRST: tuple[Pass, ...] = (
@@ -55,6 +56,7 @@ _LAST: tuple[Pass, ...] = (
 
 PORTABLE: tuple[Pass, ...] = (
     *_FIRST,
+    StripesToGroups(),
     FuseChannelLayerNorm(),
     *_FOLDED,
     ResidualsToChannelsFirst(),
@@ -70,6 +72,7 @@ PORTABLE: tuple[Pass, ...] = (
 
 INT8: tuple[Pass, ...] = (
     *_FIRST,
+    StripesToGroups(),
     FuseChannelLayerNorm(),
     *_FOLDED,
     MergeTransposes(),

@@ -12,7 +12,7 @@ import support
 from small_models import KINDS, SIDES
 
 from metaformer_export.artifacts import Traced
-from metaformer_export.export.graph import attribute, constant, producer
+from metaformer_export.export.graph import attribute, constant, module_of, producer
 from metaformer_export.export.passes.affine_after_pooling import AffineAfterPooling
 from metaformer_export.export.passes.affine_to_depthwise_conv import AffineToDepthwiseConv
 from metaformer_export.export.passes.base import Pass, run_pass
@@ -29,6 +29,7 @@ from metaformer_export.export.passes.pooling_residual_to_conv import PoolingResi
 from metaformer_export.export.passes.residuals_to_channels_first import ResidualsToChannelsFirst
 from metaformer_export.export.passes.square_by_product import SquareByProduct
 from metaformer_export.export.passes.static_reshapes import StaticReshapes
+from metaformer_export.export.passes.stripes_to_groups import StripesToGroups
 from metaformer_export.export.trace import trace
 from metaformer_export.models.family import BuildOptions
 from metaformer_export.runtime import eager
@@ -88,6 +89,19 @@ def test_poolformers_norms_lose_their_affine_part() -> None:
     assert run_pass(PoolingResidualToConv(), model).rewrites == 5
     assert ops(model)["Sub"] == 0
     assert support.relative_error(support.run_model(model, x)[0], want) <= 2e-5
+
+
+def test_convolutions_in_stripes_are_groups_of_one_over_the_map() -> None:
+    traced, x, want = small("boat_cswin")
+    model, (_, rewritten, _) = after(traced, StaticReshapes(), StripesToGroups(), ExpandMixerOps())
+    # Two branches in each of four blocks, one in the last; stripes of 1, 2, 7 and 7 tokens on maps of 56, 28, 14 and 7.
+    assert rewritten == 9
+    local = [node for node in model.graph if node.op_type == "Conv" and ".attns." in module_of(node)]
+    groups = [attribute(node, "group") for node in local]
+    assert groups == [8 * 56, 8 * 56, 16 * 14, 16 * 14, 32 * 2, 32 * 2, 32 * 2, 32 * 2, 128]
+    assert not [node for node in model.graph if attribute(node, "perm", ()) == (0, 1, 3, 5, 2, 4)]
+    assert support.relative_error(support.run_model(model, x)[0], want) <= 2e-5
+    assert run_pass(StripesToGroups(), model).rewrites == 0
 
 
 def test_star_relu_folds_or_becomes_a_depthwise_convolution() -> None:
