@@ -63,6 +63,7 @@ def _gpu(saved: Saved) -> str:
 TABLES: Mapping[str, tuple[str, Callable[[Saved], str]]] = {
     "ratios": ("portable.json", summary.ratio_table),
     "medians": ("portable.json", summary.median_table),
+    "acmix_r26": ("acmix_r26.json", summary.markdown),
     "passes": ("passes.json", _passes),
     "scaling": ("scaling.json", _scaling),
     "export_time": ("export_time.json", _export_time),
