@@ -56,9 +56,9 @@ _LAST: tuple[Pass, ...] = (
 
 PORTABLE: tuple[Pass, ...] = (
     *_FIRST,
-    StripesToGroups(),
     FuseChannelLayerNorm(),
     *_FOLDED,
+    StripesToGroups(),
     ResidualsToChannelsFirst(),
     LinearToPointwiseConv(),  # after FoldScales, which clears the factor between linear and transpose
     MergeTransposes(),
@@ -72,9 +72,9 @@ PORTABLE: tuple[Pass, ...] = (
 
 INT8: tuple[Pass, ...] = (
     *_FIRST,
-    StripesToGroups(),
     FuseChannelLayerNorm(),
     *_FOLDED,
+    StripesToGroups(),
     MergeTransposes(),
     DistributeSplits(),
     FoldScales(),  # as above
