@@ -11,14 +11,14 @@ import pytest
 import support
 import torch
 from hypothesis import settings
+from small_models import small
 from torch import nn
 
 from metaformer_export import timing
 from metaformer_export.artifacts import Traced
 from metaformer_export.export.trace import trace
-from metaformer_export.models import boat_swin, hornet, registry
+from metaformer_export.models import hornet, registry
 from metaformer_export.models.family import BuildOptions
-from metaformer_export.models.swin import SwinConfig
 
 settings.register_profile("default", deadline=None, max_examples=30, derandomize=True)
 settings.load_profile("default")
@@ -60,13 +60,12 @@ def traced_small_gf(small_gf: nn.Module) -> Traced:
 @pytest.fixture(scope="session")
 def small_boat() -> nn.Module:
     """BOAT-Swin with one clustering in each of three stages."""
-    config = SwinConfig(16, (2, 2, 2, 1), (1, 2, 4, 8))
-    return support.fill_golden(boat_swin.build(config, BuildOptions(num_classes=10)))
+    return small("boat_swin").module
 
 
 @pytest.fixture(scope="session")
-def traced_small_boat(small_boat: nn.Module) -> Traced:
-    return trace(small_boat, support.spec_for("boat_test"))
+def traced_small_boat() -> Traced:
+    return small("boat_swin").traced
 
 
 @pytest.fixture(scope="session")

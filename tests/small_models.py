@@ -1,13 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small models of every kind: what several tests trace and export in seconds."""
+"""Small models of every kind: what several tests trace and export in seconds, each once in a process."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cache
+from unittest import mock
 
+import onnx_ir as ir
 import pytest
 import support
+from torch import nn
 
+from metaformer_export.artifacts import Traced
+from metaformer_export.export import trace as tracing
+from metaformer_export.export.stand_in import is_computed_with
 from metaformer_export.models import (
     acmix_resnet,
     acmix_swin,
@@ -18,7 +25,7 @@ from metaformer_export.models import (
     metaformer_baselines,
     poolformer,
 )
-from metaformer_export.models.family import Family
+from metaformer_export.models.family import BuildOptions, Family
 from metaformer_export.models.swin import SwinConfig
 
 _FOUR = {"depths": (1, 1, 2, 1), "dims": (32, 32, 64, 64)}
@@ -67,3 +74,32 @@ _OF_OTHERS = ("poolformerv2", "convformer")
 """Kinds of which every part is in another kind, too."""
 MOST_QUICKLY = [pytest.param(kind, marks=pytest.mark.slow) if kind in _OF_OTHERS else kind for kind in KINDS]
 """Every kind, for tests that take seconds for each."""
+
+
+@dataclass(frozen=True)
+class Small:
+    """A model of ten classes with golden weights, and its trace; other tests see the same, so neither may be changed.
+
+    Attributes:
+        computed_with: whether the model was found to compute with the size of its batch, for each time it was asked.
+    """
+
+    module: nn.Module
+    traced: Traced
+    computed_with: tuple[bool, ...]
+
+
+@cache
+def small(kind: str) -> Small:
+    """The small model of a kind."""
+    family, config = KINDS[kind]
+    module = support.fill_golden(family.build(config, BuildOptions(num_classes=10)))
+    answers: list[bool] = []
+
+    def noticed(graph: ir.Graph) -> bool:
+        answers.append(is_computed_with(graph))
+        return answers[-1]
+
+    with mock.patch.object(tracing, "is_computed_with", noticed):
+        traced = tracing.trace(module, support.spec_for(kind, SIDES.get(kind, (64, 96))))
+    return Small(module, traced, tuple(answers))

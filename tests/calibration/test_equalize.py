@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import support
 import torch
-from small_models import KINDS, SIDES
+from small_models import small
 from torch import nn
 
 from metaformer_export.artifacts import Lowered
@@ -17,7 +17,6 @@ from metaformer_export.calibration.thresholds import RANGES
 from metaformer_export.export.lower import lower
 from metaformer_export.export.serialize import serialize
 from metaformer_export.export.trace import trace
-from metaformer_export.models.family import BuildOptions
 from metaformer_export.runtime.channels import channel_samples
 from metaformer_export.runtime.onnxruntime import open_session
 from metaformer_export.runtime.ranges import extremes
@@ -96,15 +95,12 @@ def test_eight_bits_lose_less_and_the_float_graph_computes_the_same_bits(
     "kind", ["convformer", "caformer", "hornet", "focalnet", "boat_swin", "acmix_swin", "acmix_resnet"]
 )
 def test_any_exponents_leave_the_float_graph_of_a_family_as_it_is(kind: str) -> None:
-    family, config = KINDS[kind]
-    size = SIDES.get(kind, (64, 96))
-    model = support.fill_golden(family.build(config, BuildOptions(num_classes=10)))
-    lowered = lower(trace(model, support.spec_for(kind, size)), "portable")
+    lowered = lower(small(kind).traced, "portable")
     random = np.random.default_rng(0)
     found = list(places(lowered.model.graph))
     powers = {place.name: random.integers(-3, 4, channels(place)).tolist() for place in found}
     assert len(found) >= 3
-    x = support.image(1, 3, *size)
+    x = support.image(1, 3, *lowered.spec.image_size)
     (want,) = support.run_model(lowered.model, x)
     (got,) = support.run_model(equalized(lowered, powers).model, x)
     assert support.relative_error(got, want) < 1e-5  # runtimes fuse and add in another order

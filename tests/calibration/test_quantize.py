@@ -3,16 +3,15 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 import pytest
 import support
-from small_models import KINDS, SIDES
+from small_models import small
 
-from metaformer_export.artifacts import Converted, Lowered, Traced
+from metaformer_export.artifacts import Converted, Lowered
 from metaformer_export.calibration.placement import HIGH_PRECISION, PLACEMENTS
 from metaformer_export.calibration.placement import KINDS as LAYERS
 from metaformer_export.calibration.quantize import Ranges, decide, observed, quantize, residual_additions
@@ -21,8 +20,6 @@ from metaformer_export.export.graph import attribute, constant, module_of, produ
 from metaformer_export.export.lower import check, lower
 from metaformer_export.export.precision import float32_reasons
 from metaformer_export.export.serialize import serialize
-from metaformer_export.export.trace import trace
-from metaformer_export.models.family import BuildOptions
 from metaformer_export.runtime.observe import largest_magnitudes
 from metaformer_export.runtime.onnxruntime import open_session
 from metaformer_export.runtime.ranges import extremes
@@ -63,20 +60,13 @@ class Case:
 )
 def case(request: pytest.FixtureRequest) -> Case:
     kind, form = request.param
-    lowered = lower(_traced(kind), form)
+    lowered = lower(small(kind).traced, form)
     images = support.image(2, 3, *lowered.spec.image_size)
     seen = extremes(lowered.model, observed(lowered), lambda: [images], threads=2)
     ranges = {name: (each.low, each.high) for name, each in seen.items()}
     peaks = largest_magnitudes(lowered, images, 2)
     cpu = quantize(lowered, ranges, "cpu", weight_bits=weight_bits())
     return Case(kind, form, lowered, ranges, images, cpu, quantize(lowered, ranges, "tensorrt", max_abs=peaks))
-
-
-@functools.lru_cache(maxsize=1)
-def _traced(kind: str) -> Traced:
-    family, config = KINDS[kind]
-    model = support.fill_golden(family.build(config, BuildOptions(num_classes=10)))
-    return trace(model, support.spec_for(kind, SIDES.get(kind, (64, 96))))
 
 
 def nodes(converted: Converted, *op_types: str) -> list[ir.Node]:

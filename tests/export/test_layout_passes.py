@@ -8,8 +8,8 @@ from collections import Counter
 import numpy as np
 import onnx_ir as ir
 import pytest
+import small_models
 import support
-from small_models import KINDS, SIDES
 
 from metaformer_export.artifacts import Traced
 from metaformer_export.export.graph import attribute, constant, module_of, producer
@@ -30,8 +30,6 @@ from metaformer_export.export.passes.residuals_to_channels_first import Residual
 from metaformer_export.export.passes.square_by_product import SquareByProduct
 from metaformer_export.export.passes.static_reshapes import StaticReshapes
 from metaformer_export.export.passes.stripes_to_groups import StripesToGroups
-from metaformer_export.export.trace import trace
-from metaformer_export.models.family import BuildOptions
 from metaformer_export.runtime import eager
 
 FOLDED = (
@@ -48,12 +46,10 @@ FOLDED = (
 
 
 def small(kind: str) -> tuple[Traced, np.ndarray, np.ndarray]:
-    """A small model of golden weights, traced, with a batch and eager's logits of it."""
-    family, config = KINDS[kind]
-    size = SIDES.get(kind, (64, 96))
-    module = support.fill_golden(family.build(config, BuildOptions(num_classes=10)))
-    x = support.image(2, 3, *size)
-    return trace(module, support.spec_for(kind, size)), x, eager.run(module, x)[0]
+    """A small model, traced, with a batch and eager's logits of it."""
+    found = small_models.small(kind)
+    x = support.image(2, 3, *found.traced.spec.image_size)
+    return found.traced, x, eager.run(found.module, x)[0]
 
 
 def ops(model: ir.Model) -> Counter[str]:

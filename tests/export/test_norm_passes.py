@@ -8,8 +8,8 @@ from collections import Counter
 import numpy as np
 import onnx_ir as ir
 import pytest
+import small_models
 import support
-from small_models import KINDS, SIDES
 from torch import Tensor, nn
 
 from metaformer_export.artifacts import Traced
@@ -19,7 +19,6 @@ from metaformer_export.export.passes.fold_scales import FoldScales
 from metaformer_export.export.passes.residuals_to_channels_first import ResidualsToChannelsFirst
 from metaformer_export.export.passes.write_out_layer_norm import WriteOutLayerNorm
 from metaformer_export.export.trace import trace
-from metaformer_export.models.family import BuildOptions
 from metaformer_export.models.norms import ChannelLayerNorm
 from metaformer_export.runtime import eager
 
@@ -52,8 +51,9 @@ def traced(module: nn.Module, size: tuple[int, int] = (32, 48)) -> tuple[Traced,
 
 
 def small(kind: str) -> tuple[Traced, np.ndarray, np.ndarray]:
-    family, config = KINDS[kind]
-    return traced(family.build(config, BuildOptions(num_classes=10)), SIDES.get(kind, (64, 96)))
+    found = small_models.small(kind)
+    x = support.image(2, 3, *found.traced.spec.image_size)
+    return found.traced, x, eager.run(found.module, x)[0]
 
 
 def after(start: Traced, *passes: Pass) -> tuple[ir.Model, list[int], Counter[str]]:

@@ -5,11 +5,10 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import support
-from small_models import KINDS, MOST_QUICKLY, SIDES
+from small_models import KINDS, MOST_QUICKLY, small
 from torch import Tensor, nn
 
 from metaformer_export.export import repeats
@@ -19,23 +18,24 @@ from metaformer_export.models import hornet
 from metaformer_export.models.family import BuildOptions
 from metaformer_export.runtime import eager
 
-_DEEPER: dict[str, Any] = {
-    "boat_swin": {"depths": (1, 1, 4, 1)},
-    "boat_cswin": {"depths": (1, 1, 4, 1)},
-    "acmix_swin": {"depths": (1, 1, 4, 1)},
+_DEEPER: dict[str, object] = {
+    "boat_swin": replace(KINDS["boat_swin"][1], depths=(1, 1, 4, 1)),  # type: ignore[type-var]
+    "boat_cswin": replace(KINDS["boat_cswin"][1], depths=(1, 1, 4, 1)),  # type: ignore[type-var]
+    "acmix_swin": replace(KINDS["acmix_swin"][1], depths=(1, 1, 4, 1)),  # type: ignore[type-var]
+    "acmix_resnet": (1, 3, 1, 1),
 }
-"""So that some blocks are alike: these take turns."""
+"""So that some blocks are alike: in the first three they take turns."""
 
 
 @pytest.mark.parametrize("kind", MOST_QUICKLY)
 def test_copies_make_the_graph_that_tracing_all_blocks_makes(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    family, config = KINDS[kind]
-    config = (1, 3, 1, 1) if kind == "acmix_resnet" else replace(config, **_DEEPER.get(kind, {}))  # type: ignore[type-var]
-    module = support.fill_golden(family.build(config, BuildOptions(num_classes=10)))
-    spec = support.spec_for(kind, SIDES.get(kind, (64, 96)))
-    copied = support.canonical(trace(module, spec).model.graph)
+    model = small(kind)
+    module, copied, spec = model.module, model.traced, model.traced.spec
+    if kind in _DEEPER:
+        module = support.fill_golden(KINDS[kind][0].build(_DEEPER[kind], BuildOptions(num_classes=10)))
+        copied = trace(module, spec)
     monkeypatch.setattr(repeats, "_kinds", lambda model: [])
-    assert copied == support.canonical(trace(module, spec).model.graph)
+    assert support.canonical(copied.model.graph) == support.canonical(trace(module, spec).model.graph)
 
 
 def test_of_a_deep_stage_one_block_is_traced(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ import onnx
 import onnxruntime
 import pytest
 import support
-from small_models import KINDS, SIDES
+from small_models import small
 
 from metaformer_export.artifacts import Traced
 from metaformer_export.cli import main
@@ -20,8 +20,6 @@ from metaformer_export.errors import LoweringError
 from metaformer_export.export.lower import check, lower
 from metaformer_export.export.precision import convert
 from metaformer_export.export.serialize import apart, serialize, skeleton
-from metaformer_export.export.trace import trace
-from metaformer_export.models.family import BuildOptions
 from metaformer_export.runtime.engine import load_engine
 from metaformer_export.runtime.onnxruntime import open_session
 
@@ -111,10 +109,8 @@ def test_the_skeleton_is_checked_without_the_weights(traced_small_gf: Traced) ->
 @pytest.mark.parametrize("kind", ["focalnet_huge", "boat_swin", "acmix_resnet"])
 def test_transposed_weights_of_linear_layers_go_outside_too(kind: str, tmp_path: Path) -> None:
     """torch leaves them as views; ONNX Runtime takes only memory that is in order."""
-    family, config = KINDS[kind]
-    sides = SIDES.get(kind, (64, 96))
-    module = support.fill_golden(family.build(config, BuildOptions(num_classes=10)))
-    model = lower(trace(module, support.spec_for(kind, sides)), "portable").model
+    lowered = lower(small(kind).traced, "portable")
+    model, sides = lowered.model, lowered.spec.image_size
     outside = serialize(model, largest=0)
     x = support.image(1, 3, *sides)
     (want,) = open_session(serialize(model), threads=2)(x)

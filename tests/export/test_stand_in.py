@@ -7,32 +7,22 @@ import onnx_ir as ir
 import pytest
 import support
 import torch
-from small_models import KINDS, MOST_QUICKLY, SIDES
+from small_models import MOST_QUICKLY, small
 from torch import Tensor, nn
 
 from metaformer_export.export import trace as tracing
 from metaformer_export.export.stand_in import STAND_IN, is_computed_with, replace_by_batch
 from metaformer_export.export.trace import trace
-from metaformer_export.models.family import BuildOptions
 from metaformer_export.runtime import eager
 
 
 @pytest.mark.parametrize("kind", MOST_QUICKLY)
 def test_the_graph_is_that_of_a_symbolic_batch(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    family, config = KINDS[kind]
-    module = support.fill_golden(family.build(config, BuildOptions(num_classes=10)))
-    spec = support.spec_for(kind, SIDES.get(kind, (64, 96)))
-    symbolic: list[bool] = []
-
-    def noticed(graph: ir.Graph) -> bool:
-        symbolic.append(is_computed_with(graph))
-        return symbolic[-1]
-
-    monkeypatch.setattr(tracing, "is_computed_with", noticed)
-    by_number = support.canonical(trace(module, spec).model.graph)
-    assert symbolic == [False]
+    by_number = small(kind)
+    assert by_number.computed_with == (False,)
     monkeypatch.setattr(tracing, "is_computed_with", lambda graph: True)
-    assert by_number == support.canonical(trace(module, spec).model.graph)
+    symbolic = trace(by_number.module, by_number.traced.spec)
+    assert support.canonical(by_number.traced.model.graph) == support.canonical(symbolic.model.graph)
 
 
 class _Batched(nn.Module):

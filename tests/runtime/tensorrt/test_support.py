@@ -11,8 +11,7 @@ import onnx.parser
 import onnx.shape_inference
 import onnx_ir as ir
 import pytest
-import support
-from small_models import KINDS, SIDES
+from small_models import KINDS, small
 
 from metaformer_export.artifacts import Lowered
 from metaformer_export.calibration.quantize import observed, quantize
@@ -21,8 +20,6 @@ from metaformer_export.export.lower import lower_all
 from metaformer_export.export.ops.catalog import OPS
 from metaformer_export.export.ops.mixer_op import DOMAIN
 from metaformer_export.export.precision import convert
-from metaformer_export.export.trace import trace
-from metaformer_export.models.family import BuildOptions
 from metaformer_export.runtime.tensorrt.known_issues import Version
 from metaformer_export.runtime.tensorrt.lint import lint
 from metaformer_export.runtime.tensorrt.restrictions import BREAKS
@@ -50,10 +47,7 @@ class Forms:
 
 @pytest.fixture(scope="module", params=KIND_PARAMS)
 def forms(request: pytest.FixtureRequest) -> Forms:
-    family, config = KINDS[request.param]
-    module = support.fill_golden(family.build(config, BuildOptions(num_classes=10)))
-    traced = trace(module, support.spec_for(request.param, SIDES.get(request.param, (64, 96))))
-    portable, plugin = lower_all(traced, ("portable", "plugin"))
+    portable, plugin = lower_all(small(request.param).traced, ("portable", "plugin"))
     ranges = dict.fromkeys(observed(portable), (-1.0, 1.0))  # what is quantised does not depend on them
     return Forms(portable, plugin, quantize(portable, ranges, "tensorrt", max_abs={}).model)
 
