@@ -42,13 +42,13 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
     assert support.files_below(tmp_path) == []
 
 
-@pytest.mark.parametrize("stage", ["start", "load", "trace"])
+@pytest.mark.parametrize("stage", ["start", pytest.param("load", marks=pytest.mark.slow), "trace"])
 def test_kill_9_before_anything_is_written_leaves_nothing(tmp_path: Path, stage: str) -> None:
     kill_after(stage, tmp_path)
     assert support.files_below(tmp_path) == []
 
 
-@pytest.mark.parametrize("stage", ["lower", "convert", "parity", "time"])
+@pytest.mark.parametrize("stage", [pytest.param("lower", marks=pytest.mark.slow), "convert", "parity", "time"])
 def test_kill_9_while_writing_leaves_no_half_folder(tmp_path: Path, stage: str) -> None:
     """The folder is there with every file its manifest names, or it is not there."""
     kill_after(stage, tmp_path)
@@ -59,14 +59,17 @@ def test_kill_9_while_writing_leaves_no_half_folder(tmp_path: Path, stage: str) 
         assert all(sha256_of(folder / name) == entry["sha256"] for name, entry in outputs.items())
 
 
-def test_kill_9_leaves_an_old_folder_as_it_was_and_the_next_run_tidies(tmp_path: Path) -> None:
-    assert start("--model", "hornet_test", cwd=tmp_path).wait() == 0
+def test_kill_9_leaves_an_old_folder_as_it_was_and_the_next_run_tidies(
+    tmp_path: Path, small_models: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["--model", "hornet_test"]) == 0
     folder = tmp_path / "build" / "hornet_test-fp32"
     before = {path: sha256_of(path) for path in folder.rglob("*") if path.is_file()}
     assert len({path.relative_to(folder).parts[0] for path in before}) == 6
     kill_after("parity", tmp_path)
     assert {path: sha256_of(path) for path in folder.rglob("*") if path.is_file()} == before
-    assert start("--model", "hornet_test", cwd=tmp_path).wait() == 0
+    assert main(["--model", "hornet_test"]) == 0
     assert list((tmp_path / "build").iterdir()) == [folder]
 
 
