@@ -70,7 +70,7 @@ SIDES = dict.fromkeys(
 ) | {"acmix_resnet": (128, 160)}
 """Image sizes of kinds that do not run at 64x96."""
 
-_OF_OTHERS = ("poolformerv2", "convformer")
+_OF_OTHERS = ("poolformerv2", "convformer", "hornet")
 """Kinds of which every part is in another kind, too."""
 MOST_QUICKLY = [pytest.param(kind, marks=pytest.mark.slow) if kind in _OF_OTHERS else kind for kind in KINDS]
 """Every kind, for tests that take seconds for each."""

@@ -65,6 +65,7 @@ def test_the_file_is_valid_and_of_standard_operators(case: Case) -> None:
     assert not {"Identity", "Sqrt", "Pow", "DFT", "Constant"} & {op for _, op in kinds}
 
 
+@pytest.mark.parametrize("case", [pytest.param("hornet_t", marks=pytest.mark.slow), "hornet_t_gf"], indirect=True)
 def test_the_float16_file_agrees_on_the_photographs(case: Case) -> None:
     images = load_images(None, case.lowered.spec)
     peaks = largest_magnitudes(case.lowered, images.batch[:2], threads=2)

@@ -40,6 +40,15 @@ FAMILIES = (
 Q, DQ = "QuantizeLinear", "DequantizeLinear"
 MULTIPLY = ("Conv", "MatMul", "Gemm")
 CLUSTERS = ("boat_swin", "boat_cswin")
+QUICK = ("caformer", "hornet_gf", "focalnet", "boat_swin", "acmix_swin")
+"""Families that every run of the tests quantises from the form for ONNX Runtime, too."""
+CASES = [
+    pytest.param(
+        (kind, form), id=f"{kind}-{form}", marks=() if form == "portable" or kind in QUICK else pytest.mark.slow
+    )
+    for kind in FAMILIES
+    for form in ("portable", "int8")
+]
 
 
 @dataclass(frozen=True)
@@ -55,9 +64,7 @@ class Case:
     tensorrt: Converted
 
 
-@pytest.fixture(
-    scope="module", params=[(kind, form) for kind in FAMILIES for form in ("portable", "int8")], ids="-".join
-)
+@pytest.fixture(scope="module", params=CASES)
 def case(request: pytest.FixtureRequest) -> Case:
     kind, form = request.param
     lowered = lower(small(kind).traced, form)

@@ -77,7 +77,7 @@ def is_permutation(order: NDArray[np.int64]) -> bool:
     return np.array_equal(np.sort(order, -1), np.broadcast_to(np.arange(order.shape[-1]), order.shape))
 
 
-@pytest.mark.parametrize("tokens", LENGTHS)
+@pytest.mark.parametrize("tokens", [*LENGTHS[:-1], pytest.param(LENGTHS[-1], marks=pytest.mark.slow)])
 def test_tokens_on_an_arc_are_ordered_as_in_float64(tokens: int) -> None:
     q = arc(tokens, degrees=290 if tokens == 3136 else 240).astype(np.float32)
     levels = levels_of(tokens)
