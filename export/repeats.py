@@ -9,7 +9,7 @@ and the same for all modules in them: then they compute the same of inputs of th
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
@@ -54,7 +54,8 @@ def write_out(graph: ir.Graph, model: nn.Module) -> None:
             ends[number] = node
         else:
             if number not in templates:
-                templates[number] = _template(begins[number], ends[number], attribute(node, "first"))
+                first = attribute(node, "first")
+                templates[number] = _template(begins[number], ends[number], first, tensors)
             _copy(templates[number], node, graph, tensors)
     for mark in [node for node in graph if node.domain == _DOMAIN]:
         (value,) = mark.inputs
@@ -171,7 +172,7 @@ class _Template:
     weights: tuple[ir.Value, ...]
 
 
-def _template(begin: ir.Node, end: ir.Node, path: str) -> _Template:
+def _template(begin: ir.Node, end: ir.Node, path: str, tensors: Container[str]) -> _Template:
     (x,), (output,) = begin.outputs, end.inputs
     assert begin.graph is not None
     assert output is not None
@@ -181,7 +182,7 @@ def _template(begin: ir.Node, end: ir.Node, path: str) -> _Template:
     for node in begin.graph:
         if node not in behind:
             continue
-        own = {value: None for value in node.inputs if value is not None and _belongs(value, path)}
+        own = {value: None for value in node.inputs if value is not None and _belongs(value, path, tensors)}
         if own or not reached.isdisjoint(node.inputs):
             nodes.append(node)
             weights |= own
@@ -202,8 +203,9 @@ def _behind(output: ir.Value, begin: ir.Node) -> set[ir.Node]:
     return found
 
 
-def _belongs(value: ir.Value, path: str) -> bool:
-    return value.is_initializer() and str(value.name).startswith(f"{path}.")
+def _belongs(value: ir.Value, path: str, tensors: Container[str]) -> bool:
+    """Whether it is a tensor of the block; the trace names arrays that the block was traced with after it, too."""
+    return value.is_initializer() and str(value.name).startswith(f"{path}.") and value.name in tensors
 
 
 def _copy(template: _Template, copy: ir.Node, graph: ir.Graph, tensors: Mapping[str, Tensor]) -> None:

@@ -8,12 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 
-import torch
 from torch import Tensor, nn
 
 from .boat_swin import SIZES
 from .family import BuildOptions, Family, Preprocessing, Variant
-from .mixers.cross_shaped_attention import StripeAttention
+from .mixers.cross_shaped_attention import CrossShapedAttention
 from .mixers.feature_space_attention import FeatureSpaceAttention
 from .mlp import Mlp
 
@@ -34,17 +33,12 @@ class BoatCSWinConfig:
 class Block(nn.Module):
     """(B, H, W, dim) -> (B, H, W, dim): cross-shaped windows, in even blocks feature-space attention, MLP."""
 
-    def __init__(self, dim: int, heads: int, stripe: int, *, content: bool, whole: bool) -> None:
+    def __init__(self, dim: int, heads: int, stripe: int | None, *, content: bool) -> None:
         super().__init__()
         self.qkv = nn.Linear(dim, 3 * dim)
         self.norm1 = nn.LayerNorm(dim)
         self.proj = nn.Linear(dim, dim)
-        if whole:
-            branches = [StripeAttention(dim, heads, None, None)]
-        else:
-            half, few = dim // 2, heads // 2
-            branches = [StripeAttention(half, few, None, stripe), StripeAttention(half, few, stripe, None)]
-        self.attns = nn.ModuleList(branches)
+        self.attns = CrossShapedAttention(dim, heads, stripe)
         if content:
             self.content_attn = FeatureSpaceAttention(dim, heads, _CONTENT_SCALE)
             self.norm3 = nn.LayerNorm(dim)
@@ -53,10 +47,7 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        branches = len(self.attns)
-        maps = self.qkv(self.norm1(x)).chunk(3 * branches, -1)  # queries of each branch, then keys, then values
-        parts = [branch(*maps[i::branches]) for i, branch in enumerate(self.attns)]
-        x = x + self.proj(torch.cat(parts, -1))
+        x = x + self.proj(self.attns(*self.qkv(self.norm1(x)).chunk(3, -1)))
         if self.content:
             x = x + self.content_attn(self.norm3(x))
         out: Tensor = x + self.mlp(self.norm2(x))
@@ -100,7 +91,8 @@ class BoatCSWin(nn.Module):
         for i, (dim, depth, heads, stripe) in enumerate(
             zip(dims, config.depths, config.heads, config.stripes, strict=True), start=1
         ):
-            blocks = (Block(dim, heads, stripe, content=j % 2 == 0, whole=i == 4) for j in range(depth))
+            width = None if i == 4 else stripe
+            blocks = (Block(dim, heads, width, content=j % 2 == 0) for j in range(depth))
             self.add_module(f"stage{i}", nn.Sequential(*blocks))
             if i < 4:
                 self.add_module(f"merge{i}", merges[i - 1])

@@ -45,6 +45,37 @@ def from_images(x: Tensor, rows: int, columns: int) -> Tensor:
 
 
 @cache
+def window_order(
+    rows: int, columns: int, heads: int, windows: tuple[tuple[int, int], ...]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """How the vectors of each token and head of a map, (rows * columns * heads), are put into windows, and back.
+
+    Both are (rows * columns * heads) int64, the second the inverse of the first: the vectors of each window, of each
+    head in it, of each token of it, row by row.
+
+    Args:
+        windows: height and width of a window for each equal part of the heads, whose windows follow one another.
+    """
+    index = np.arange(rows * columns * heads)
+    own = heads // len(windows)
+    order = np.concatenate(
+        [
+            index.reshape(rows // height, height, columns // width, width, heads)[..., i * own : (i + 1) * own]
+            .transpose(0, 2, 4, 1, 3)
+            .ravel()
+            for i, (height, width) in enumerate(windows)
+        ]
+    )
+    return order, np.argsort(order)
+
+
+def window_order_like(x: Tensor, heads: int, windows: tuple[tuple[int, int], ...]) -> tuple[Tensor, Tensor]:
+    """`window_order` of a map x (B, rows, columns, C), on its device."""
+    order, back = (torch.from_numpy(each) for each in window_order(*x.shape[1:3], heads, windows))
+    return (order, back) if x.device.type == "cpu" else (order.to(x.device), back.to(x.device))
+
+
+@cache
 def shift_mask(rows: int, columns: int, window: int, shift: int) -> NDArray[np.float32]:
     """(windows, window^2, window^2): -100 between tokens that only the cyclic shift made neighbours, else 0.
 

@@ -30,12 +30,12 @@ BLOCKS: dict[str, tuple[nn.Module, tuple[int, ...], list[str]]] = {
     "hornet, filter resized": (hornet.Block(8, 2, (14, 8)), (2, 8, 6, 9), ["GlobalFilter"]),
     "boat_swin": (boat_swin.Block(32, 2, 3), (2, 14, 14, 32), ["BalancedClustering", "ClusterAttention"]),
     "boat_cswin": (
-        boat_cswin.Block(32, 2, 7, content=True, whole=False),
+        boat_cswin.Block(32, 2, 7, content=True),
         (1, 14, 14, 32),
         ["BalancedClustering", "ClusterAttention"],
     ),
     "boat_cswin, one cluster": (
-        boat_cswin.Block(32, 2, 7, content=True, whole=True),
+        boat_cswin.Block(32, 2, None, content=True),
         (2, 7, 7, 32),
         ["BalancedClustering", "ClusterAttention"],
     ),

@@ -34,15 +34,15 @@ class _Clustering:
     def run(self, levels: int) -> ir.Value:
         if levels == 0:
             return self._image_order()
-        tokens, lengths = self.q, self._length(self.q)
-        order = None
+        tokens, lengths, order = self.q, self._length(self.q, keepdims=0), None
         for level in range(levels):
-            tokens, lengths = self._grouped(tokens, level, self.dim), self._grouped(lengths, level, 1)
+            tokens, lengths = self._grouped(tokens, level, -1, self.dim), self._grouped(lengths, level, 1, -1)
             sorting = self._sorting(tokens, lengths, level)
-            order = sorting if order is None else self._pick(order, sorting, level)
+            order = sorting if order is None else self._picked(self._grouped(order, level, 1, -1), sorting)
             if level < levels - 1:
-                rows = self.build.op("Unsqueeze", [sorting, self.build.ints("axis", -1)])
-                tokens, lengths = (self.build.op("GatherND", [each, rows], batch_dims=3) for each in (tokens, lengths))
+                rows = self._grouped(sorting, level, -1, 1)
+                tokens = self.build.op("GatherND", [tokens, rows], batch_dims=3)
+                lengths = self._picked(lengths, sorting)
         return self.build.op("Reshape", [order, self.build.ints("shape", 0, self.heads, self.tokens)])
 
     def _image_order(self) -> ir.Value:
@@ -51,35 +51,33 @@ class _Clustering:
         shape = self.build.op("Concat", [batch, self.build.ints("shape", self.heads, self.tokens)], axis=0)
         return self.build.op("Expand", [self.build.constant("arange", np.arange(self.tokens)), shape])
 
-    def _grouped(self, x: ir.Value, level: int, last: int) -> ir.Value:
-        groups = 2**level
-        return self.build.op(
-            "Reshape", [x, self.build.ints("shape", 0, self.heads, groups, self.tokens // groups, last)]
-        )
+    def _grouped(self, x: ir.Value, level: int, rows: int, columns: int) -> ir.Value:
+        """(B, H, groups, rows, columns), one of which is the tokens of a group."""
+        n = self.tokens >> level
+        sides = (n if each == -1 else each for each in (rows, columns))
+        return self.build.op("Reshape", [x, self.build.ints("shape", 0, self.heads, 2**level, *sides)])
 
     def _sorting(self, tokens: ir.Value, lengths: ir.Value, level: int) -> ir.Value:
-        """(B, H, groups, n) int64: how each group's tokens are to be arranged."""
-        groups, n = 2**level, self.tokens >> level
-        halves = self.build.op(
-            "Reshape", [tokens, self.build.ints("shape", 0, self.heads, 2 * groups, n // 2, self.dim)]
-        )
-        means = self.build.op("ReduceMean", [halves, self.build.ints("axes", 3)], keepdims=0)
-        centroids = self._normalised(
-            self.build.op("Reshape", [means, self.build.ints("shape", 0, self.heads, groups, 2, self.dim)])
-        )
+        """(B, H, groups, 1, n) int64: how each group's tokens (B, H, groups, n, d) are to be arranged.
+
+        Args:
+            lengths: (B, H, groups, 1, n), of the tokens.
+        """
+        n = self.tokens >> level
+        means = self._floats("halves", np.repeat(np.eye(2), n // 2, axis=1) / (n // 2))
+        centroids = self._normalised(self.build.op("MatMul", [means, tokens]))
         turned = self.build.op("Transpose", [tokens], perm=(0, 1, 2, 4, 3))
-        signs = self._floats("sharpness", [[SHARPNESS], [-SHARPNESS]])
-        lengths = self.build.op("Transpose", [lengths], perm=(0, 1, 2, 4, 3))
+        # What decides is how much nearer the first is than the second: a product with the difference of the two.
+        sharpened = self._floats("sharpness", SHARPNESS * np.array([[1, -1], [-1, 1]]))
         for _ in range(ROUNDS):
-            first, second = self._halves(self._cosines(centroids, turned, lengths))
-            shares = self.build.op("Sigmoid", [self.build.op("Mul", [self.build.op("Sub", [first, second]), signs])])
+            differences = self._cosines(self.build.op("MatMul", [sharpened, centroids]), turned, lengths)
+            shares = self.build.op("Sigmoid", [differences])
             centroids = self._normalised(self.build.op("MatMul", [shares, tokens]))
-        one = self._floats("one", 1.0)
-        first, second = self._halves(self.build.op("Add", [self._cosines(centroids, turned, lengths), one]))
+        similar = self.build.op("Add", [self._cosines(centroids, turned, lengths), self._floats("one", 1.0)])
+        first, second = self.build.node("Split", [similar], {"axis": 3, "num_outputs": 2}, outputs=2).outputs
         ratio = self.build.op("Div", [first, self.build.op("Max", [second, self._floats("least", LEAST)])])
-        flat = self.build.op("Squeeze", [ratio, self.build.ints("axis", 3)])
         top = self.build.node(
-            "TopK", [flat, self.build.ints("n", n)], {"axis": -1, "largest": 0, "sorted": 1}, outputs=2
+            "TopK", [ratio, self.build.ints("n", n)], {"axis": -1, "largest": 0, "sorted": 1}, outputs=2
         )
         return top.outputs[1]
 
@@ -87,17 +85,12 @@ class _Clustering:
         """(B, H, groups, 2, n)."""
         return self.build.op("Div", [self.build.op("MatMul", [centroids, turned]), lengths])
 
-    def _halves(self, pair: ir.Value) -> tuple[ir.Value, ...]:
-        return tuple(self.build.node("Split", [pair], {"axis": 3, "num_outputs": 2}, outputs=2).outputs)
+    def _picked(self, x: ir.Value, sorting: ir.Value) -> ir.Value:
+        """(B, H, groups, 1, n) of each token, in the new order."""
+        return self.build.op("GatherElements", [x, sorting], axis=4)
 
-    def _pick(self, order: ir.Value, sorting: ir.Value, level: int) -> ir.Value:
-        grouped = self.build.op(
-            "Reshape", [order, self.build.ints("shape", 0, self.heads, 2**level, self.tokens >> level)]
-        )
-        return self.build.op("GatherElements", [grouped, sorting], axis=3)
-
-    def _length(self, x: ir.Value) -> ir.Value:
-        norm = self.build.op("ReduceL2", [x, self.build.ints("axes", -1)], keepdims=1)
+    def _length(self, x: ir.Value, keepdims: int = 1) -> ir.Value:
+        norm = self.build.op("ReduceL2", [x, self.build.ints("axes", -1)], keepdims=keepdims)
         return self.build.op("Max", [norm, self._floats("tiny", TINY)])
 
     def _normalised(self, x: ir.Value) -> ir.Value:
