@@ -65,6 +65,7 @@ TABLES: Mapping[str, tuple[str, Callable[[Saved], str]]] = {
     "medians": ("portable.json", summary.median_table),
     "acmix_r26": ("acmix_r26.json", summary.markdown),
     "passes": ("passes.json", _passes),
+    "passes_anew": ("passes_anew.json", _passes),
     "scaling": ("scaling.json", _scaling),
     "export_time": ("export_time.json", _export_time),
     "accuracy": ("accuracy.json", accuracy.markdown),
