@@ -1,7 +1,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/pip install --disable-pip-version-check --quiet --no-compile -c constraints.txt
+PIP := $(BIN)/pip install --disable-pip-version-check --quiet -c constraints.txt
 
 FIGURES = docs/performance
 # Two processes, each with whole files of tests: what a file's tests share is made once.
