@@ -49,7 +49,11 @@ ALONE = 1e-5
 
 @dataclass(frozen=True)
 class Row:
-    """One variant. Errors are over the standard deviation of eager's output."""
+    """One variant. Errors are over the standard deviation of eager's output.
+
+    Attributes:
+        date: when it was measured.
+    """
 
     name: str
     short_name: str
@@ -65,6 +69,7 @@ class Row:
     export_seconds: float
     bytes: int
     failures: tuple[str, ...]
+    date: str = ""
 
 
 def measure(name: str) -> Row:
@@ -150,15 +155,15 @@ def markdown(rows: list[Row], made: dict[str, str]) -> str:
         f"`alone` is how far an image in a batch of three is from the same image alone (at most {ALONE:g}).",
         "Models that cluster are held to this with eager's clusters; `clusters` is the share of tokens that the",
         "export, running freely, puts into eager's cluster, in fp32 and in fp16.",
-        "`export` is trace, lower and check, in seconds on that (busy) machine.",
+        "`export` is trace, lower and check, in seconds on that (busy) machine. A row of another day says so.",
         "",
         "| variant | parameters | nodes | fp32 max | fp16 max | fp16 rms | alone | clusters | export | model.onnx | |",
         "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|---|",
     ]
-    return "\n".join([*head, *(_line(row) for row in rows)]) + "\n"
+    return "\n".join([*head, *(_line(row, made["date"]) for row in rows)]) + "\n"
 
 
-def _line(row: Row) -> str:
+def _line(row: Row, today: str) -> str:
     clusters = "" if row.clusters_fp32 is None else f"{100 * row.clusters_fp32:.1f}, {100 * row.clusters_fp16:.1f} %"
     cells = [
         row.short_name,
@@ -171,7 +176,8 @@ def _line(row: Row) -> str:
         clusters,
         f"{row.export_seconds:.0f} s",
         f"{row.bytes / 1e6:.0f} MB",
-        "passes" if not row.failures else "FAILS: " + "; ".join(row.failures),
+        ("passes" if not row.failures else "FAILS: " + "; ".join(row.failures))
+        + (f", {row.date}" if row.date not in ("", today) else ""),
     ]
     return "| " + " | ".join(cells) + " |"
 
@@ -206,13 +212,14 @@ def main(models: tuple[str, ...], out: Path | None, resume: bool, row: str | Non
     kept = out.with_suffix(".json") if out else None
     rows = {}
     if (resume or models) and kept and kept.exists():
-        rows = {each["name"]: _row(each) for each in json.loads(kept.read_text("utf-8"))["rows"]}
+        before = json.loads(kept.read_text("utf-8"))
+        rows = {each["name"]: _row({"date": before["date"], **each}) for each in before["rows"]}
     used = ", ".join(f"{name} {version}" for name, version in versions().items())
     made = {"date": datetime.now(UTC).date().isoformat(), "machine": bench.machine(), "versions": used}
     todo = [name for name in wanted if not (resume and name in rows)]
     for i, name in enumerate(todo, start=1):
         started = time.perf_counter()
-        rows[name] = row_in_a_process(name)
+        rows[name] = replace(row_in_a_process(name), date=made["date"])
         verdict = "; ".join(rows[name].failures) or "passes"
         click.echo(f"{i}/{len(todo)} {name}: {verdict} ({time.perf_counter() - started:.0f} s)", err=True)
         done = [rows[each] for each in names if each in rows]
