@@ -24,7 +24,7 @@ class StripesToGroups(Pass):
 
     Every stripe as an image of its own takes a transposition of six axes, and another one back, number by number. A
     map whose channels come first, and whose axis across the stripes comes next, already is one image with a channel
-    for each channel of each stripe. ONNX Runtime runs the whole of BOAT-CSWin-T in nine tenths of the time; OpenVINO
+    for each channel of each stripe. Without it BOAT-CSWin-T takes 1.21 times as long in ONNX Runtime; OpenVINO
     gains nothing.
     """
 
