@@ -189,6 +189,7 @@ def _tried(
                 beside=beside,
                 begin=when_asked if plan.is_engine else begin,
                 at_once=file.batches_at_once,
+                own=plan.is_engine,  # whose report is kept
                 step=step,
             )
         session = way.open()

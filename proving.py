@@ -128,6 +128,7 @@ class Judge:
         begin: Begin = when_asked,
         at_once: int = 1,
         out_of_range: tuple[OutOfRange, ...] = (),
+        own: bool = True,
         step: Step = untold,
     ) -> ParityReport:
         """The worst of all ways, by name, within the limits of the precision.
@@ -137,6 +138,7 @@ class Judge:
             beside: what runs the same, not judged; the report says how far it is from the others.
             begin: opens graphs with clusterings laid open.
             at_once: batches that these compute side by side.
+            own: tell how far the first one's own clusters agree, too, as `clustering_parity.weigh` does.
             step: told of each way.
         """
         threads, classifier = available_threads(), not self.spec.features
@@ -156,7 +158,9 @@ class Judge:
         )
         if not self.clusters:
             return proof
-        return clustering_parity.weigh(proof, self.decide, clusterings, self.images, classifier=classifier, step=step)
+        return clustering_parity.weigh(
+            proof, self.decide, clusterings, self.images, classifier=classifier, own=own, step=step
+        )
 
 
 @dataclass(frozen=True)

@@ -67,6 +67,14 @@ class _Free:
 
 
 @dataclass(frozen=True)
+class _Apart:
+    """Means of one clustering by itself, over candidates, batches and images: as in `Least`."""
+
+    alone: float
+    lent: float
+
+
+@dataclass(frozen=True)
 class _Same:
     """All images through one candidate with eager's clusters; shares by node, (N,) each."""
 
@@ -82,18 +90,20 @@ def weigh(
     images: ImageSet,
     *,
     classifier: bool,
+    own: bool = True,
     step: Step = untold,
 ) -> ParityReport:
     """The report with its verdict on the candidates as they run with eager's own clusters.
 
     What is left of the error then is arithmetic, and must be within the thresholds of the precision.
-    Every clustering by itself must agree with eager's on `LEAST`. How far clusters of its own agree, and what
-    they change, is told of the first candidate alone.
+    Every clustering by itself must agree with eager's on `LEAST`.
 
     Args:
         proof: of the candidates running freely; its outputs stay in the report.
         decide: eager: a batch (B, C, H, W) -> outputs and orders.
         candidates: what opens the same candidates, laid open, as `Clusterings.open` does.
+        own: tell as well how far clusters of its own agree, and what they change, of the first candidate alone: no part
+            of the verdict, and one more run for each image.
         step: told of each candidate.
     """
     failures = [f"{each.name}: not finite" for each in proof.outputs if not np.isfinite(each.rms_rel)]
@@ -103,7 +113,7 @@ def weigh(
     batches = [_Batch.of(batch, chunks_of(images, batch), decide) for batch in BATCHES]
     for number, (method, opener) in enumerate(candidates.items()):
         with step(f"{method}, its clusterings"):
-            free, results = _run(opener, batches, freely=number == 0)
+            free, results = _run(opener, batches, freely=own and number == 0)
         if free is not None:
             of_output = zip(changed, batches[0].expected, results[0].outputs, free.outputs, strict=True)
             changed = {
@@ -118,25 +128,26 @@ def weigh(
                 same[name].append(measure(name, want, got, classifier=classifier))
                 broken = judge(same[name][-1], THRESHOLDS[proof.precision])
                 failures += [f"{text} with eager's clusters ({method}, batch {batch.size})" for text in broken]
-    found, least = _summary(*shares), LEAST[proof.precision]
-    failures += [text for node in found.nodes for text in _judge_node(node, least)]
+    least = LEAST[proof.precision]
+    apart = {node: _Apart(_mean(shares[1][node]), _mean(shares[2][node])) for node in shares[1]}
+    failures += [text for node, share in apart.items() for text in _judge_node(node, share, least)]
     return replace(
         proof,
         passed=not failures,
         failures=tuple(failures),
         thresholds=proof.thresholds | {"clusters_alone": least.alone, "clusters_lent": least.lent},
-        cluster_agreement=found,
+        cluster_agreement=_summary(shares[0], apart) if own else None,
         same_clusters=tuple(worst(results) for results in same.values()),
-        changed_clusters=changed,
+        changed_clusters=changed if own else {},
     )
 
 
-def _judge_node(node: NodeAgreement, least: Least) -> list[str]:
+def _judge_node(node: str, share: _Apart, least: Least) -> list[str]:
     texts = []
-    if not node.alone >= least.alone:
-        texts.append(f"{node.module}: {node.alone:.3g} of the tokens in eager's cluster is below {least.alone:g}")
-    if not node.lent >= least.lent:
-        texts.append(f"{node.module}: {node.lent:.3g} of the tokens lent as in eager is below {least.lent:g}")
+    if not share.alone >= least.alone:
+        texts.append(f"{node}: {share.alone:.3g} of the tokens in eager's cluster is below {least.alone:g}")
+    if not share.lent >= least.lent:
+        texts.append(f"{node}: {share.lent:.3g} of the tokens lent as in eager is below {least.lent:g}")
     return texts
 
 
@@ -183,11 +194,14 @@ def _run(opener: Opener, batches: Sequence[_Batch], *, freely: bool) -> tuple[_F
     ]
 
 
-def _summary(free: _Shares, alone: _Shares, lent: _Shares) -> ClusterAgreement:
+def _mean(shares: Sequence[NDArray[np.float64]]) -> float:
+    return float(np.concatenate(shares).mean())
+
+
+def _summary(free: _Shares, apart: Mapping[str, _Apart]) -> ClusterAgreement:
     nodes = []
     for node, each in free.items():
-        values = np.concatenate(each)
-        apart, loans = (float(np.concatenate(kind[node]).mean()) for kind in (alone, lent))
-        nodes.append(NodeAgreement(node, float(values.min()), float(values.mean()), apart, loans))
+        values, share = np.concatenate(each), apart[node]
+        nodes.append(NodeAgreement(node, float(values.min()), float(values.mean()), share.alone, share.lent))
     everything = np.concatenate([values for each in free.values() for values in each])
     return ClusterAgreement(float(everything.min()), float(everything.mean()), tuple(nodes))

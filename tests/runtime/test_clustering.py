@@ -49,11 +49,13 @@ def lowered(request: pytest.FixtureRequest, traced_small_boat: Traced) -> Lowere
     return lower(traced_small_boat, request.param)
 
 
-def proof(model: ir.Model, eager: EagerDecisions, images: ImageSet, precision: str = "fp32") -> ParityReport:
-    """The whole judgement of one graph, as an export makes it."""
+def proof(
+    model: ir.Model, eager: EagerDecisions, images: ImageSet, precision: str = "fp32", *, own: bool = True
+) -> ParityReport:
+    """The whole judgement of one graph, as an export makes it, with or without what its own clusters do."""
     candidates = {"file": lambda: open_session(serialize(model), threads=2)}
     free = parity.compare(eager.outputs, candidates, images, precision, ("logits",), classifier=True)  # type: ignore[arg-type]
-    return weigh(free, eager, {"file": Clusterings(lambda: model, 2).open}, images, classifier=True)
+    return weigh(free, eager, {"file": Clusterings(lambda: model, 2).open}, images, classifier=True, own=own)
 
 
 def test_agreement_counts_tokens_in_the_same_cluster() -> None:
@@ -121,6 +123,10 @@ def test_one_clustering_that_sorts_the_wrong_way_fails_by_name(
     assert all(share > 0.6 for other, share in wrong.items() if other != module)
     assert report.same_clusters[0].max_rel <= (1e-5 if precision == "fp32" else 0.05), "its arithmetic is right"
     assert all(text.startswith(f"{module}: ") for text in report.failures)
+    judged = proof(model, eager, images, precision, own=False)
+    assert judged.failures == report.failures
+    assert judged.same_clusters == report.same_clusters
+    assert (judged.cluster_agreement, judged.changed_clusters) == (None, {})
 
 
 def test_clusters_that_lend_the_wrong_tokens_fail(
