@@ -107,7 +107,15 @@ def _attributes(module: nn.Module) -> dict[str, Any]:
     return {name: value for name, value in module.__dict__.items() if name not in _COMPARED_APART}
 
 
-def _equal(first: object, second: object) -> bool:
+def _equal(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
+    if first.keys() != second.keys():
+        return False
+    return all(_same(value, second[name]) for name, value in first.items())
+
+
+def _same(first: object, second: object) -> bool:
+    if isinstance(first, Tensor) and isinstance(second, Tensor):
+        return first.dtype == second.dtype and torch.equal(first, second)
     try:
         return bool(first == second)
     except (RuntimeError, ValueError):  # arrays have no one answer

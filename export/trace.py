@@ -8,10 +8,12 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import takewhile
+from types import SimpleNamespace
 from typing import Any
 
 import onnx_ir as ir
 import torch
+from onnxscript.values import TracedOnnxFunction
 from torch import nn
 
 from ..artifacts import ModelSpec, Traced
@@ -68,17 +70,18 @@ def _translated(
     """As torch's exporter writes it, with one block of each kind."""
     with repeats.marked(model):
         captured = torch.export.export(model, (images,), dynamic_shapes=dynamic_shapes, strict=False)
-    program = torch.onnx.export(
-        _decomposed_if_needed(captured),
-        dynamo=True,
-        dynamic_shapes=dynamic_shapes,  # for the name of the axis
-        custom_translation_table=dict(TRANSLATIONS),
-        opset_version=opset,
-        input_names=[INPUT],
-        output_names=list(spec.outputs),
-        optimize=False,
-        verbose=False,
-    )
+    with _library_unparsed():
+        program = torch.onnx.export(
+            _decomposed_if_needed(captured),
+            dynamo=True,
+            dynamic_shapes=dynamic_shapes,  # for the name of the axis
+            custom_translation_table=dict(TRANSLATIONS),
+            opset_version=opset,
+            input_names=[INPUT],
+            output_names=list(spec.outputs),
+            optimize=False,
+            verbose=False,
+        )
     if program is None:
         raise RuntimeError("the exporter returned nothing")
     return program.model
@@ -112,6 +115,22 @@ def _needs_decomposition(call: torch.fx.Node, table: Mapping[Any, Any]) -> bool:
     if call.target is torch.ops.aten.chunk.default and ((made := len(call.meta["val"])) == 1 or made != call.args[1]):
         return True
     return call.target in table or bool(call.target._schema.is_mutable)
+
+
+@contextmanager
+def _library_unparsed() -> Iterator[None]:
+    """Inside, a translation of the exporter's library says its domain without a look at its source.
+
+    The exporter asks each of its hundreds of translations for that, and each finds and parses its own source to
+    answer: a second of every export. It is the domain of the opset that it was registered with.
+    """
+    kind: Any = TracedOnnxFunction
+    parsed = kind.function_ir
+    kind.function_ir = property(lambda self: SimpleNamespace(domain=self.opset.domain))
+    try:
+        yield
+    finally:
+        kind.function_ir = parsed
 
 
 def _scope_orphans(graph: ir.Graph) -> None:

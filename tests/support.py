@@ -172,17 +172,27 @@ def files_below(folder: Path) -> list[str]:
 
 
 def canonical(graph: ir.Graph) -> list[Hashable]:
-    """All nodes in order; values by who makes them, weights by content: what is left of a graph without names."""
+    """All nodes in order; values by who makes them, weights by content: what is left of a graph without names.
+
+    What is made of constants alone is a constant, however many nodes make it.
+    """
     names: dict[ir.Value | None, Hashable] = {value: value.name for value in graph.inputs}
+    constants: set[ir.Value | None] = {None}
     for value in graph.initializers.values():
         assert value.const_value is not None
         array = value.const_value.numpy()
         names[value] = (str(array.dtype), array.shape, hashlib.sha256(array.tobytes()).hexdigest())
+        constants.add(value)
     nodes: list[Hashable] = []
-    for i, node in enumerate(graph):
+    for node in graph:
         attributes = tuple(sorted((key, repr(each.value)) for key, each in node.attributes.items()))
         inputs = tuple(None if value is None else names[value] for value in node.inputs)
         shapes = tuple(str(value.shape) for value in node.outputs)
-        nodes.append((node.domain, node.op_type, attributes, module_of(node), inputs, shapes))
-        names |= {value: (i, n) for n, value in enumerate(node.outputs)}
+        made: Hashable = (node.domain, node.op_type, attributes, inputs, shapes)
+        if constants.issuperset(node.inputs):
+            constants |= set(node.outputs)
+        else:
+            nodes.append((made, module_of(node)))
+            made = len(nodes)
+        names |= {value: (made, n) for n, value in enumerate(node.outputs)}
     return [*nodes, tuple(names[value] for value in graph.outputs)]

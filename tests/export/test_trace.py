@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import gc
+import importlib
 from dataclasses import replace
 
 import onnx
@@ -11,13 +12,15 @@ import onnx_ir as ir
 import pytest
 import support
 import torch
+from onnxscript.function_libs.torch_lib.registration import default_registry
+from onnxscript.values import TracedOnnxFunction
 from torch import nn
 
 from metaformer_export.artifacts import Traced
 from metaformer_export.errors import InputError, LoweringError
 from metaformer_export.export.graph import module_of
 from metaformer_export.export.lower import check, lower
-from metaformer_export.export.trace import trace
+from metaformer_export.export.trace import _library_unparsed, trace
 from metaformer_export.models import create_model, hornet
 from metaformer_export.models.family import BuildOptions
 from metaformer_export.runtime import eager
@@ -121,3 +124,15 @@ def test_an_invalid_graph_does_not_pass_the_check(traced_small_7x7: Traced) -> N
     bad.graph.node[0].input[0] = "nowhere"
     with pytest.raises(LoweringError, match="not valid ONNX"):
         check(bad)
+
+
+def test_the_exporters_library_names_its_domain_without_parsing_itself() -> None:
+    """All answers, against those of every fiftieth translation's parsed source."""
+    importlib.import_module("onnxscript.function_libs.torch_lib.ops")  # which registers them
+    translations = [each for op in default_registry.values() for each in (*op.overloads, *op.complex)]
+    traced = [each for each in translations if isinstance(each, TracedOnnxFunction)]
+    assert len(traced) > 100
+    with _library_unparsed():
+        named = [each.function_ir.domain for each in traced]
+    assert named[::50] == [each.function_ir.domain for each in traced[::50]]
+    assert traced[0].function_ir.name == traced[0].name, "parsed again"
