@@ -187,7 +187,10 @@ def _run(opener: Opener, batches: Sequence[_Batch], *, freely: bool) -> tuple[_F
         runs = outputs(alone, undecided)
         free = _Free(only(alone, runs), shares(alone, runs, agreement))
         drop_mapped_weights()
-    same = [(batch, outputs(batch, dict)) for batch in batches]
+    same = []
+    for batch in batches:
+        same.append((batch, outputs(batch, dict)))
+        drop_mapped_weights()
     return free, [
         _Same(only(batch, runs), shares(batch, runs, agreement), shares(batch, runs, lent_agreement))
         for batch, runs in same
