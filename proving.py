@@ -15,7 +15,7 @@ from . import remarks
 from .artifacts import Arithmetic, Converted, Lowered, ModelSpec, OutOfRange, ParityReport, Precision
 from .calibration.images import ImageSet
 from .calibration.quantize import Ranges
-from .export.graph import attribute
+from .export.graph import is_gelu_by_tanh
 from .export.lower import check
 from .export.precision import convert, out_of_range
 from .export.serialize import ModelFile, apart, data_path, left_on_disk, skeleton
@@ -234,7 +234,7 @@ def _quantised(
     )
     eight = sum(counts.get("int8", 0) for counts in files[0].converted.layers.values())
     kept = sum(len(each.ops) for each in files[0].converted.kept)
-    approximate = sum(attribute(node, "approximate") == "tanh" for node in files[0].converted.model.graph)
+    approximate = sum(map(is_gelu_by_tanh, files[0].converted.model.graph))
     by_tanh = f"{approximate} GELUs by tanh, " if approximate else ""
     done(f"int8 in {eight} layers, {kept} kept in float32, {weight_bits()} bits of weights, {by_tanh}ONNX checked")
     return files

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from .progress import Progress
 from .proving import FOR_PLUGINS
 from .quantizing import DELIVERED, FOR_TENSORRT
 from .report import STATUS_BEFORE_ENGINE, outputs_of, to_json
+from .runtime.tensorrt import target as tensorrt
 from .runtime.tensorrt.engine import Engine
 from .runtime.tensorrt.environment import environment
 
@@ -59,6 +60,7 @@ def rebuild_engine(folder: Path, options: ExportOptions, progress: Progress) -> 
     wanted = manifest.get("triton", False) or (folder / REPOSITORY).is_dir()
     with writing(folder):
         _forget_proof(folder / "parity.json")
+        _forget_times(folder / "bench.json")
         if wanted and content["status"] == "passed":
             write_own_repository(folder, spec, content)
         write_whole(folder / MANIFEST, to_json(content | {"outputs": outputs_of(folder)}))
@@ -71,13 +73,26 @@ def _forget_proof(path: Path) -> None:
         write_whole(path, to_json({name: each for name, each in proof.items() if name != "engine"}))
 
 
+def _forget_times(path: Path) -> None:
+    """Take what was measured of the old engine out of bench.json."""
+    if path.is_file():
+        bench = json.loads(path.read_text(encoding="utf-8"))
+        known = {name: _without_engine(bench[name]) for name in ("results", "candidates") if name in bench}
+        if any(len(bench[name]) > len(rest) for name, rest in known.items()):
+            write_whole(path, to_json(bench | known))
+
+
+def _without_engine(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return [each for each in rows if each.get("runtime") != tensorrt.NAME]
+
+
 def with_engine(manifest: Mapping[str, Any], engine: Engine) -> dict[str, Any]:
     """The manifest of a folder after an engine was built in it: failed with an engine that is not what was asked for,
     and what it was before once there is a better one.
     """
     content = {**manifest, "gpu": engine.gpu, "tensorrt": engine.told()}
     if "candidates" in content:  # without the old engine's verdict
-        content["candidates"] = [each for each in content["candidates"] if each.get("file") != PLAN]
+        content["candidates"] = _without_engine(content["candidates"])
     before = content.pop(STATUS_BEFORE_ENGINE, content["status"])
     if engine.failures:
         return content | {"status": "failed", STATUS_BEFORE_ENGINE: before}

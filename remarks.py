@@ -76,7 +76,8 @@ def speeds(result: ExportResult) -> str:
         text += "; the BF16 file itself was not timed"
     if bench.unstable:
         text += "; do not rely on these"
-    return f"on {bench.threads} CPU threads at batch {batch}: {text}"
+    gpu = " and the GPU" if any(row.gpu_ms is not None for row in bench.results) else ""
+    return f"on {bench.threads} CPU threads{gpu} at batch {batch}: {text}"
 
 
 def choice_line(choice: Choice, unstable: bool) -> str:
@@ -113,7 +114,8 @@ def closing_notes(
         )
     if options.precision == "fp16" and engine is None:
         notes.append(
-            "No GPU was used: a CPU runs FP16 through casts, so its speed shows on a GPU only. No engine was built."
+            "No GPU was used: a CPU runs FP16 through casts, so its speed shows on a GPU only. No engine was built: "
+            "`metaformer-export build` makes one of this folder where TensorRT and a GPU are."
         )
     if engine is not None:
         notes += engine_notes(engine)

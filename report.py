@@ -17,6 +17,7 @@ from typing import Any
 from . import remarks
 from .artifacts import BenchReport, Converted, ExportResult, Lowered, Manifest, OutputParity, ParityReport
 from .calibration.images import ImageSet
+from .export.graph import is_gelu_by_tanh, module_of
 from .models.checkpoints import sha256_of
 from .options import ExportOptions
 from .output import MANIFEST, TOOL
@@ -135,10 +136,12 @@ def _precision(
 
 
 def _graph(converted: Converted, lowered: Lowered) -> dict[str, Any]:
+    graph = converted.model.graph
     return {
         "form": lowered.form,
         "opset": converted.model.opset_imports[""],
-        "nodes": converted.model.graph.num_nodes(),
+        "nodes": graph.num_nodes(),
+        "gelus_by_tanh": [module_of(node) for node in graph if is_gelu_by_tanh(node)],
         "passes": [dataclasses.asdict(record) for record in lowered.passes],
     }
 

@@ -375,8 +375,17 @@ def test_a_new_engine_and_the_manifest_go_together(exported: Path, monkeypatch: 
     proof = exported / "parity.json"
     assert manifest["outputs"]["parity.json"]["bytes"] == proof.stat().st_size
     proof.write_text(json.dumps(json.loads(proof.read_text()) | {"engine": {"passed": True}}))
+    times = exported / "bench.json"
+    bench = json.loads(times.read_text())
+    on_host = len(bench["results"])
+    assert on_host >= 2
+    of_engine = {**bench["results"][-1], "runtime": "tensorrt", "file": "model.plan"}
+    times.write_text(json.dumps(bench | {"results": [*bench["results"], of_engine]}))
     rebuilding.rebuild_engine(exported, ExportOptions(), Silent())
     assert "engine" not in json.loads(proof.read_text()), "it was of the engine before"
+    assert json.loads(times.read_text()) == bench, "and so was the last row"
+    manifest = json.loads((exported / "manifest.json").read_text())
+    assert manifest["outputs"]["bench.json"]["bytes"] == times.stat().st_size
     engine.path.write_bytes(b"newer")
     with pytest.raises(EngineError, match=r"model.plan is not the engine that the manifest tells of; build it again"):
         load_engine(exported, runtime="tensorrt")

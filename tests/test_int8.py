@@ -107,6 +107,12 @@ def test_onnx_runtime_alone_has_a_graph_and_ranges_of_its_own(
         for each in (tmp_path / "own", exported)
     ]
     assert [each["MatMul"] for each in kinds] == [11, 0]  # the MLPs of five blocks, and the first proj_in
+    for folder, told in ((tmp_path / "own", manifest), (exported, plain)):
+        for name, graph in told["graphs"].items():
+            gelus = [node for node in onnx.load(folder / name).graph.node if node.op_type == "Gelu"]
+            by_tanh = [node for node in gelus if any(each.s == b"tanh" for each in node.attribute)]
+            assert len(graph["gelus_by_tanh"]) == len(by_tanh) <= len(gelus) == 5
+            assert all(module.startswith("stages.") for module in graph["gelus_by_tanh"])
     bench = json.loads((tmp_path / "own" / "bench.json").read_text("utf-8"))
     assert {row["precision"] for row in bench["results"] if row["runtime"] == "onnxruntime-cpu"} == {"fp32", "int8"}
     parity = json.loads((tmp_path / "own" / "parity.json").read_text("utf-8"))
