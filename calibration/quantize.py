@@ -18,15 +18,14 @@ from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
 from ..artifacts import Converted, KeptLayer, Lowered
 from ..errors import CalibrationError
-from ..export.graph import MIXER_OP, Builder, attribute, constant, module_of, producer
+from ..export.graph import attribute, constant, module_of, producer
 from ..export.precision import convert, count_layers, float32_reasons
-from .placement import PLACEMENTS, Kind, Placement, QuantizedFor
+from .centring import Shift, centred, give_back
+from .placement import LAYERS, PLACEMENTS, SMALLEST_RANGE, Kind, Placement, QuantizedFor
+from .residuals import layers_behind, quantize_residuals, residual_additions
 
 Ranges = Mapping[str, tuple[float, float]]
 """Least and greatest value that eight bits are spent on, by the name of the tensor."""
-_OPERATORS = ("Conv", "MatMul", "Gemm")
-_SMALLEST_RANGE = 2e-3
-"""Of a tensor or channel in a graph with float16 scales, which hold a 255th of it to one percent."""
 _PAIR = 127
 """The most that two weights of one sign may be together: 255 times one more, by rounding, is less than 2^15."""
 _LEAST_STEP = 8 * 4.8e-4
@@ -99,38 +98,25 @@ def quantize(
     missing = [name for name in _wanted(nodes, placement) if name not in ranges]
     if missing:
         raise CalibrationError(f"there is no range for {missing[0]}; calibrate again with --calib-data.")
-    model = _with_pairs(lowered.model, nodes, ranges, placement, weight_bits)
+    source: ir.Model = lowered.model
+    shifts: tuple[Shift, ...] = ()
+    if placement.centred:
+        one_sided = [each.node for each in decisions if each.quantised and each.kind in placement.centred]
+        source, ranges, shifts = centred(lowered.model, one_sided, ranges)
+    model = _with_pairs(source, nodes, ranges, placement, weight_bits)
     _leave_others_alone(model.graph, {str(node.name) for node in nodes}, placement)
     if placement.residuals:
-        _quantize_residuals(model.graph, lowered.model.graph, ranges)
+        additions = residual_additions(lowered.model.graph)
+        joined = [each for each in additions if not layers_behind(each[2]).isdisjoint(nodes)]
+        quantize_residuals(model.graph, joined, ranges)
     if placement.tanh_gelu:
         _approximate_gelus(model.graph)
     kept = _kept(decisions)
     if target == "tensorrt":
         half = convert(Lowered(lowered.spec, model, lowered.form, lowered.passes), "fp16", max_abs=max_abs or {})
         model, kept = half.model, (*kept, *half.kept)
+    give_back(model, shifts)
     return Converted(lowered.spec, model, lowered.form, "int8", kept, count_layers(model.graph))
-
-
-def residual_additions(graph: ir.Graph) -> Iterator[tuple[ir.Node, int, ir.Value]]:
-    """Additions x + f(x) outside of mixer ops, where x may have gone through a factor or a 1x1 convolution of its own:
-    the node, which of its inputs is f(x), and the value.
-    """
-    place = {node: i for i, node in enumerate(graph)}
-    for node in graph:
-        if (
-            node.op_type != "Add"
-            or MIXER_OP in node.metadata_props
-            or any(value is None or constant(value) is not None for value in node.inputs)
-        ):
-            continue
-        for index in (0, 1):
-            stream, branch = node.inputs[index], node.inputs[1 - index]
-            if stream is None or branch is None:
-                continue
-            if any(_comes_from(branch, source, place) for source in _along_shortcut(stream)):
-                yield node, 1 - index, branch
-                break
 
 
 def _multiplying(model: ir.Model) -> Iterator[tuple[ir.Node, Kind]]:
@@ -138,7 +124,7 @@ def _multiplying(model: ir.Model) -> Iterator[tuple[ir.Node, Kind]]:
     images = set(graph.inputs)
     head = _head(graph)
     for node in graph:
-        if node.domain != "" or node.op_type not in _OPERATORS:
+        if node.domain != "" or node.op_type not in LAYERS:
             continue
         weight = constant(node.inputs[1])
         if weight is None:
@@ -197,15 +183,15 @@ def _with_pairs(
         tensors_range=TensorsData(CalibrationMethod.MinMax, found),
         nodes_to_quantize=[str(node.name) for node in nodes],
         nodes_to_exclude=[],
-        op_types_to_quantize=list(_OPERATORS),
+        op_types_to_quantize=list(LAYERS),
         extra_options={
             "ActivationSymmetric": placement.symmetric,
             "WeightSymmetric": True,
             "QuantizeBias": False,
-            "OpTypesToExcludeOutputQuantization": [op for op in _OPERATORS if op not in placement.outputs],
+            "OpTypesToExcludeOutputQuantization": [op for op in LAYERS if op not in placement.outputs],
             "QDQOpTypePerChannelSupportToAxis": {"Conv": 0},
             "TensorQuantOverrides": {} if weight_bits == 8 else _ranges_without_overflow(nodes),
-            "MinimumRealRange": _SMALLEST_RANGE if placement.symmetric else None,
+            "MinimumRealRange": SMALLEST_RANGE if placement.symmetric else None,
         },
     )
     root = logging.getLogger()
@@ -263,32 +249,6 @@ def _quantised_source(node: ir.Node) -> ir.Value | None:
     return pair.inputs[0] if pair is not None and pair.op_type == _Q else None
 
 
-def _quantize_residuals(graph: ir.Graph, before: ir.Graph, ranges: Ranges) -> None:
-    """A Q/DQ pair on f(x) of every addition x + f(x) that there was before others were inserted.
-
-    On x, as is advised where the sum is quantised again (ResNet), it would cost more, because x is requantised in every
-    block: the error of the small trained models is 3 to 16 % lower so.
-    """
-    nodes = {node.name: node for node in graph}
-    for found, index, value in residual_additions(before):
-        node = nodes[found.name]
-        branch = node.inputs[index]
-        if branch is None:
-            continue
-        low, high = ranges[str(value.name)]
-        builder = Builder(node)
-        name = f"{node.name}/residual"
-        scale = builder.constant(f"{name}_scale", np.array(max(-low, high, _SMALLEST_RANGE / 2) / 127, np.float32))
-        zero = builder.constant(f"{name}_zero_point", np.array(0, np.int8))
-        quantised = builder.node(_Q, [branch, scale, zero])
-        quantised.outputs[0].type, quantised.outputs[0].shape = ir.TensorType(ir.DataType.INT8), branch.shape
-        pair = builder.node(_DQ, [quantised.outputs[0], scale, zero], like=branch)
-        for made, suffix in ((quantised, _Q), (pair, _DQ)):
-            made.name = f"{name}_{suffix}"
-            made.outputs[0].name = f"{name}_{suffix}_Output"
-        node.replace_input_with(index, pair.outputs[0])
-
-
 def _approximate_gelus(graph: ir.Graph) -> None:
     """Compute those by tanh whose results are only rounded to steps that are much larger than what that is off."""
     for node in graph:
@@ -298,38 +258,6 @@ def _approximate_gelus(graph: ir.Graph) -> None:
         steps = [constant(each.inputs[1]) for each in readers if each.op_type == _Q]
         if len(steps) == len(readers) and all(step is not None and step.min() >= _LEAST_STEP for step in steps):
             node.attributes["approximate"] = ir.AttrString("approximate", "tanh")
-
-
-def _along_shortcut(value: ir.Value) -> Iterator[ir.Value]:
-    """A value, and what it was before factors and 1x1 convolutions, back to the first."""
-    while True:
-        yield value
-        node = value.producer()
-        source = None if node is None else node.inputs[0]
-        if node is None or source is None or constant(node.inputs[-1]) is None:
-            return
-        weight = constant(node.inputs[1]) if node.op_type in ("Mul", "Conv") else None
-        if weight is None or (node.op_type == "Conv" and weight.shape[2:] != (1, 1)):
-            return
-        value = source
-
-
-def _comes_from(value: ir.Value, source: ir.Value, place: Mapping[ir.Node, int]) -> bool:
-    """Whether a value is computed from another one, which is no older than that."""
-    maker = source.producer()
-    oldest = -1 if maker is None else place[maker]
-    waiting, seen = [value], set()
-    while waiting:
-        node = waiting.pop().producer()
-        if node is None or node in seen or place[node] <= oldest:
-            continue
-        seen.add(node)
-        for each in node.inputs:
-            if each is source:
-                return True
-            if each is not None:
-                waiting.append(each)
-    return False
 
 
 def _kept(decisions: Sequence[Decision]) -> tuple[KeptLayer, ...]:

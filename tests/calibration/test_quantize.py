@@ -14,7 +14,8 @@ from small_models import small
 from metaformer_export.artifacts import Converted, Lowered
 from metaformer_export.calibration.placement import HIGH_PRECISION, PLACEMENTS
 from metaformer_export.calibration.placement import KINDS as LAYERS
-from metaformer_export.calibration.quantize import Ranges, decide, observed, quantize, residual_additions
+from metaformer_export.calibration.quantize import Ranges, decide, observed, quantize
+from metaformer_export.calibration.residuals import layers_behind, residual_additions
 from metaformer_export.errors import CalibrationError
 from metaformer_export.export.graph import attribute, constant, module_of, producer
 from metaformer_export.export.lower import check, lower
@@ -154,13 +155,19 @@ def test_no_bias_is_quantised(case: Case) -> None:
     assert biases > 10
 
 
-def test_tensorrt_gets_one_branch_of_every_residual_addition(case: Case) -> None:
+def test_tensorrt_gets_one_branch_of_every_residual_addition_that_can_join_a_layer(case: Case) -> None:
     graph = case.tensorrt.model.graph
-    plain = {node.name for node, _, _ in residual_additions(case.lowered.model.graph)}
-    found = {node.name: node for node in graph if node.name in plain}
-    assert len(found) == len(plain) >= (4 if case.kind != "poolformer" else 5)
-    for node in found.values():
-        assert sum(producer(value, DQ) is not None for value in node.inputs) == 1
+    plain = {node.name: branch for node, _, branch in residual_additions(case.lowered.model.graph)}
+    eight = {node.name for node in nodes(case.tensorrt, *MULTIPLY) if all(quantised_for(node))}
+    joined = {name for name, branch in plain.items() if {layer.name for layer in layers_behind(branch)} & eight}
+    assert len(joined) >= 4
+    if case.kind == "poolformer":  # of each of five blocks that of the MLP: the mixer has no layer
+        assert (len(plain), len(joined)) == (15, 5)
+    elif case.kind not in CLUSTERS:  # whose decisions rest on layers in float32
+        assert len(joined) == len(plain)
+    for node in graph:
+        if node.name in plain:
+            assert sum(producer(value, DQ) is not None for value in node.inputs) == (node.name in joined)
     others = [node for node in nodes(case.tensorrt, "Add") if node.name not in plain]
     assert not any(producer(value, DQ) for node in others for value in node.inputs)
 
