@@ -29,7 +29,7 @@ POOLFORMER = next(each for each in TRAINED if each.name == "poolformer")
 Change = Callable[[NDArray[Any]], NDArray[Any]]
 
 
-def exported(trained: Trained, folder: Path, precision: Any, images: Path) -> Path:
+def exported(trained: Trained, folder: Path, precision: Any, images: Path, target: Any = "onnx") -> Path:
     data = images if precision == "int8" else None
     options = ExportOptions(
         model=trained.model,
@@ -38,7 +38,7 @@ def exported(trained: Trained, folder: Path, precision: Any, images: Path) -> Pa
         sizes=trained.sizes,
         resolution=(trained.side, trained.side),
         calibration=CalibrationOptions() if data is None else CalibrationOptions(data=data, size=32, equalize=False),
-        target="onnx",
+        target=target,
         images=images / "3",
         output=folder,
     )
@@ -73,8 +73,8 @@ def half(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def eight(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """PoolFormer in eight bits, for this processor and for TensorRT."""
-    return exported(POOLFORMER, tmp_path_factory.mktemp("eight") / "made", "int8", images)
+    """PoolFormer in eight bits, for this processor, where results of convolutions are quantised, and for TensorRT."""
+    return exported(POOLFORMER, tmp_path_factory.mktemp("eight") / "made", "int8", images, "auto")
 
 
 @pytest.fixture(scope="module", autouse=True)
