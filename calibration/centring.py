@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One-sided inputs of layers, shifted so that signed bytes around zero are all spent on them.
+"""One-sided inputs of classifiers, shifted so that signed bytes around zero are all spent on them.
 
 TensorRT takes no zero points: of what lies between 0 and 6, -127 to -1 would be spent on nothing, which is a whole bit.
-A layer without padding computes the same of x - c once W c is in its bias, and c is a whole number of steps, so that
+A linear layer computes the same of x - c once W c is in its bias, and c is a whole number of steps, so that
 zero, the most frequent value there, stays exact: the arithmetic of a zero point, by a subtraction that is one more
 operation on values that an elementwise kernel has at hand.
 """
@@ -71,7 +71,8 @@ def centred(
         difference.name, difference.outputs[0].name = name, name
         for layer in layers:
             layer.replace_input_with(0, difference.outputs[0])
-            _own_bias(layer)
+            bias = _constant(layer.inputs[2])
+            layer.replace_input_with(2, build.constant(f"{layer.name}/bias", bias))  # of its own
         found[name] = (-half, half)
         shifts.append(Shift(name, steps, tuple(str(layer.name) for layer in layers)))
     return model, found, tuple(shifts)
@@ -86,69 +87,17 @@ def give_back(model: ir.Model, shifts: Sequence[Shift]) -> None:
             layer = nodes[name]
             by = shift.steps * _step(layer.inputs[0])
             _replace(subtraction, 1, np.array(by))
-            reader, index = _bias_of(layer)
-            bias = _constant(reader.inputs[index])
-            _replace(reader, index, bias + by * _sums(layer))
+            _replace(layer, 2, _constant(layer.inputs[2]) + by * _sums(layer))
 
 
 def _may_be_shifted(layer: ir.Node) -> bool:
-    """Whether it multiplies the tensor by constants alone: no zeros around it."""
-    if layer.op_type == "Conv":
-        return attribute(layer, "auto_pad", "NOTSET") == "NOTSET" and not any(attribute(layer, "pads", ()))
-    if layer.op_type == "Gemm":
-        return not attribute(layer, "transA", 0) and attribute(layer, "beta", 1.0) == 1.0
-    return constant(layer.inputs[1]) is not None
-
-
-def _own_bias(layer: ir.Node) -> None:
-    """Give a layer a bias that no other node reads; of a MatMul, in the addition behind it."""
-    weight = _constant(layer.inputs[1])
-    outputs = weight.shape[0] if layer.op_type == "Conv" or attribute(layer, "transB", 0) else weight.shape[-1]
-    build = Builder(layer)
-    if layer.op_type != "MatMul":
-        known = layer.inputs[2] if len(layer.inputs) > 2 else None
-        bias = np.zeros(outputs, np.float32) if known is None else _constant(known)
-        own = build.constant(f"{layer.name}/bias", bias.astype(np.float32))
-        if len(layer.inputs) > 2:
-            layer.replace_input_with(2, own)
-        else:
-            layer.resize_inputs(3)
-            layer.replace_input_with(2, own)
-        return
-    output = layer.outputs[0]
-    reader, index = _addition_behind(layer)
-    if reader is not None:
-        reader.replace_input_with(index, build.constant(f"{layer.name}/bias", _constant(reader.inputs[index])))
-        return
-    uses = [(use.node, use.idx) for use in output.uses()]
-    own = build.constant(f"{layer.name}/bias", np.zeros(outputs, np.float32))
-    added = ir.node("Add", [output, own], name=f"{layer.name}/shift", metadata_props=dict(layer.metadata_props))
-    added.outputs[0].type, added.outputs[0].shape = output.type, output.shape
-    graph = layer.graph
-    assert graph is not None
-    graph.insert_after(layer, added)
-    for node, place in uses:
-        node.replace_input_with(place, added.outputs[0])
-    if output.is_graph_output():
-        output.name, added.outputs[0].name = f"{output.name}.unbiased", output.name
-        graph.outputs[list(graph.outputs).index(output)] = added.outputs[0]
-
-
-def _addition_behind(layer: ir.Node) -> tuple[ir.Node | None, int]:
-    """The addition of a constant that alone reads a MatMul, and which of its inputs that is."""
-    uses = list(layer.outputs[0].uses())
-    if len(uses) == 1 and uses[0].node.op_type == "Add" and constant(uses[0].node.inputs[1 - uses[0].idx]) is not None:
-        return uses[0].node, 1 - uses[0].idx
-    return None, 0
-
-
-def _bias_of(layer: ir.Node) -> tuple[ir.Node, int]:
-    """What reads the bias of a layer, and in which place."""
-    if layer.op_type != "MatMul":
-        return layer, 2
-    reader, index = _addition_behind(layer)
-    assert reader is not None
-    return reader, index
+    """Whether it multiplies the tensor by constants alone and has a bias, as a classifier does."""
+    return (
+        layer.op_type == "Gemm"
+        and len(layer.inputs) == 3
+        and not attribute(layer, "transA", 0)
+        and attribute(layer, "beta", 1.0) == 1.0
+    )
 
 
 def _sums(layer: ir.Node) -> NDArray[np.float64]:
@@ -156,8 +105,7 @@ def _sums(layer: ir.Node) -> NDArray[np.float64]:
     pair = producer(layer.inputs[1], "DequantizeLinear")
     assert pair is not None
     weight, scale = _constant(pair.inputs[0]).astype(np.float64), _constant(pair.inputs[1]).astype(np.float64)
-    first = layer.op_type == "Conv" or bool(attribute(layer, "transB", 0))
-    rows = weight.reshape(len(weight), -1).sum(1) if first else weight.sum(0)
+    rows = weight.sum(1 if attribute(layer, "transB", 0) else 0)
     sums: NDArray[np.float64] = rows * scale * float(attribute(layer, "alpha", 1.0))
     return sums
 
