@@ -135,11 +135,18 @@ def _multiplying(model: ir.Model) -> Iterator[tuple[ir.Node, Kind]]:
         elif node.op_type != "Conv":
             yield node, "matmul" if node.op_type == "MatMul" else "linear"
         elif attribute(node, "group", 1) > 1:
-            yield node, "lone depthwise" if producer(node.inputs[0], "Conv") is None else "depthwise"
+            yield node, _grouped(node, weight.shape[1])
         elif node.inputs[0] in images:
             yield node, "stem"
         else:
             yield node, "linear" if weight.shape[2:] == (1, 1) else "convolution"
+
+
+def _grouped(conv: ir.Node, channels: int) -> Kind:
+    """The kind of a convolution with groups of so many input channels."""
+    if producer(conv.inputs[0], "Conv") is None:
+        return "lone depthwise"
+    return "depthwise" if channels == 1 else "grouped"
 
 
 def _head(graph: ir.Graph) -> ir.Node | None:

@@ -20,6 +20,7 @@ from .fold_scales import FoldScales
 from .fuse_channel_layer_norm import FuseChannelLayerNorm
 from .global_filter_to_dft import GlobalFilterToDft
 from .global_filter_to_matmul import GlobalFilterToMatmul
+from .linear_maps_to_conv import LinearMapsToConv
 from .linear_to_pointwise_conv import LinearToPointwiseConv
 from .merge_factors import MergeFactors
 from .merge_transposes import MergeTransposes
@@ -100,6 +101,24 @@ OPENVINO: tuple[Pass, ...] = (
 """Standard operators only; OpenVINO fuses elementwise chains and splits itself, and runs a norm over channels
 fastest as it is written, without transposes."""
 
+OPENVINO_INT8: tuple[Pass, ...] = (
+    *_FIRST,
+    FoldScales(),  # as for OpenVINO
+    ResidualsToChannelsFirst(norms_only=True),
+    CentreResiduals(),
+    LinearMapsToConv(),
+    ResidualsToChannelsFirst(for_openvino=True),
+    MergeTransposes(),
+    WriteOutLayerNorm(channels_first=True),
+    *_FOLDED,
+    StripesToGroups(),
+    LinearToPointwiseConv(),  # the layers are convolutions: transposes behind activations meet those before
+    MergeTransposes(),
+    *_LAST,
+)
+"""Standard operators only, for OpenVINO to run in eight bits: splits stay whole and norms are written out, as in
+float32, and every linear layer on a map is a convolution."""
+
 
 def plugin_form(lowering: Mapping[str, LoweringForm]) -> tuple[Pass, ...]:
     """Mixer ops as plugin nodes, for TensorRT; splits and linear layers stay whole, as its own fusions want them.
@@ -125,4 +144,10 @@ def plugin_form(lowering: Mapping[str, LoweringForm]) -> tuple[Pass, ...]:
 
 PLUGIN = plugin_form({})
 
-FORMS: dict[str, tuple[Pass, ...]] = {"portable": PORTABLE, "int8": INT8, "openvino": OPENVINO, "plugin": PLUGIN}
+FORMS: dict[str, tuple[Pass, ...]] = {
+    "portable": PORTABLE,
+    "int8": INT8,
+    "openvino": OPENVINO,
+    "openvino_int8": OPENVINO_INT8,
+    "plugin": PLUGIN,
+}

@@ -35,7 +35,7 @@ class CentreResiduals(Pass):
                 _subtract_mean(value, stream.axis_of[value])
         norms = [norm for stream in found for norm in stream.norms]
         for norm in norms:  # after all streams: a norm may be what another stream starts with
-            write_out(norm, centred=True)
+            write_out(norm, centred=True, turned=True)
         return len(norms)
 
 

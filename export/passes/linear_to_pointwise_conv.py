@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -99,16 +101,26 @@ def linear_layer_of(value: ir.Value | None) -> tuple[ir.Node, ir.Value | None] |
     return matmul, bias
 
 
+def pointwise_conv(
+    build: Builder, x: ir.Value, matmul: ir.Node, bias: ir.Value | None, *, like: ir.Value, shape: Sequence[Any] | None
+) -> ir.Value:
+    """A linear layer as a 1x1 convolution of an NCHW map."""
+    matrix = matmul.inputs[1]
+    weight = constant(matrix)
+    if matrix is None or weight is None:
+        raise ValueError("not a linear layer")
+    inputs = [x, build.constant(f"{matrix.name}.conv", weight.T[:, :, None, None])]
+    if bias is not None and (offset := constant(bias)) is not None:
+        inputs.append(build.constant(f"{bias.name}.conv", np.broadcast_to(offset.reshape(-1), weight.shape[1:])))
+    return build.value("Conv", inputs, attributes={"kernel_shape": (1, 1)}, like=like, shape=shape)
+
+
 def _replace_linear(transpose: ir.Node, matmul: ir.Node, bias: ir.Value | None) -> ir.Node:
     build = Builder(matmul)
-    result, x, matrix = transpose.outputs[0], matmul.inputs[0], matmul.inputs[1]
-    weight = constant(matrix)
-    if x is None or matrix is None or weight is None or result.shape is None:
+    result, x, weight = transpose.outputs[0], matmul.inputs[0], constant(matmul.inputs[1])
+    if x is None or weight is None or result.shape is None:
         raise ValueError("not a linear layer")
     shape = [result.shape[0], weight.shape[0], *(size(result, axis) for axis in (2, 3))]
     moved = build.node("Transpose", [x], {"perm": TO_NCHW}, like=result, shape=shape)
-    inputs = [moved.outputs[0], build.constant(f"{matrix.name}.conv", weight.T[:, :, None, None])]
-    if bias is not None and (offset := constant(bias)) is not None:
-        inputs.append(build.constant(f"{bias.name}.conv", np.broadcast_to(offset.reshape(-1), weight.shape[1:])))
-    replace(result, build.value("Conv", inputs, attributes={"kernel_shape": (1, 1)}, like=result))
+    replace(result, pointwise_conv(build, moved.outputs[0], matmul, bias, like=result, shape=None))
     return moved

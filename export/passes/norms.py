@@ -61,17 +61,17 @@ def find_norm(node: ir.Node) -> Norm | None:
     return Norm(node, match.readers, 1, weight, bias, match.epsilon)
 
 
-def write_out(norm: Norm, *, centred: bool) -> None:
+def write_out(norm: Norm, *, centred: bool, turned: bool) -> None:
     """Replace a norm by primitives, its factor and offset last, so that the next layer can take them.
 
     Args:
-        centred: x has no mean over the channels; where it is transposed for the norm, only the result still is.
+        centred: x has no mean over the channels.
+        turned: where x is transposed for the norm, only the result still is.
     """
     build = Builder(norm.last)
-    if centred:
-        x, axis, order = _before_transpose(norm)
-    else:
-        x, axis, order = subtract_mean(build, norm.x, norm.axis), norm.axis, None
+    x, axis, order = _before_transpose(norm) if turned else (norm.x, norm.axis, None)
+    if not centred:
+        x = subtract_mean(build, x, axis)
     result = build.value("Div", [x, _root_mean_square(build, x, axis, norm)], like=x)
     if order is not None:
         result = build.value(

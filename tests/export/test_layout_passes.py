@@ -6,6 +6,8 @@ from __future__ import annotations
 from collections import Counter
 
 import numpy as np
+import onnx
+import onnx.parser
 import onnx_ir as ir
 import pytest
 import small_models
@@ -16,11 +18,12 @@ from metaformer_export.export.graph import attribute, constant, module_of, produ
 from metaformer_export.export.passes.affine_after_pooling import AffineAfterPooling
 from metaformer_export.export.passes.affine_to_depthwise_conv import AffineToDepthwiseConv
 from metaformer_export.export.passes.base import Pass, run_pass
-from metaformer_export.export.passes.catalog import FORMS, INT8
+from metaformer_export.export.passes.catalog import FORMS, INT8, OPENVINO_INT8
 from metaformer_export.export.passes.compose_channel_mixing import ComposeChannelMixing
 from metaformer_export.export.passes.distribute_splits import DistributeSplits
 from metaformer_export.export.passes.expand_mixer_ops import ExpandMixerOps
 from metaformer_export.export.passes.fold_affine_into_next import FoldAffineIntoNext
+from metaformer_export.export.passes.linear_maps_to_conv import LinearMapsToConv
 from metaformer_export.export.passes.linear_to_pointwise_conv import LinearToPointwiseConv
 from metaformer_export.export.passes.merge_factors import MergeFactors
 from metaformer_export.export.passes.merge_transposes import MergeTransposes
@@ -30,6 +33,7 @@ from metaformer_export.export.passes.residuals_to_channels_first import Residual
 from metaformer_export.export.passes.square_by_product import SquareByProduct
 from metaformer_export.export.passes.static_reshapes import StaticReshapes
 from metaformer_export.export.passes.stripes_to_groups import StripesToGroups
+from metaformer_export.export.passes.write_out_layer_norm import WriteOutLayerNorm
 from metaformer_export.runtime import eager
 
 FOLDED = (
@@ -60,7 +64,7 @@ def ops(model: ir.Model) -> Counter[str]:
 def test_every_form_keeps_the_numbers(kind: str) -> None:
     traced, x, want = small(kind)
     assert want.std() > 0.05
-    for form in ("portable", "int8", "openvino"):
+    for form in ("portable", "int8", "openvino", "openvino_int8"):
         model = traced.model.clone()
         for each in FORMS[form]:
             run_pass(each, model)
@@ -138,6 +142,47 @@ def test_pointwise_convolutions_become_linear_unless_beside_others(kind: str, li
     assert (len(gelus) >= 4) == (kind != "acmix_resnet")
     assert not any(use.node.op_type == "Transpose" for node in gelus for use in node.outputs[0].uses())
     assert support.relative_error(support.run_model(model, x)[0], want) <= 2e-5
+
+
+@pytest.mark.parametrize(
+    ("kind", "norms", "layers"),
+    [
+        ("focalnet", 9, 20),
+        ("caformer", 8, 20),  # queries, keys and values of three blocks, which read tokens, among them
+        ("acmix_swin", 12, 38),
+        ("boat_swin", 15, 38),
+    ],
+)
+def test_for_openvino_in_eight_bits_maps_go_through_convolutions_alone(kind: str, norms: int, layers: int) -> None:
+    traced, x, want = small(kind)
+    model, rewrites = traced.model.clone(), {}
+    for each in OPENVINO_INT8:
+        rewrites[type(each)] = run_pass(each, model).rewrites
+    assert (rewrites[WriteOutLayerNorm], rewrites[LinearMapsToConv]) == (norms, layers)
+    read = [node.inputs[0] for node in model.graph if node.op_type == "MatMul" and constant(node.inputs[1]) is not None]
+    assert [value.name for value in read if len(value.shape) == 4] == []
+    assert support.relative_error(support.run_model(model, x)[0], want) <= 2e-5
+
+
+def test_a_linear_layer_on_tokens_of_a_map_is_moved_in_front_of_the_reshape() -> None:
+    rng = np.random.default_rng(0)
+    x, weight, bias = (rng.standard_normal(shape).astype(np.float32) for shape in ((2, 3, 5, 4), (4, 6), (6,)))
+    model = onnx.parser.parse_model(
+        f"""<ir_version: 10, opset_import: ["": 20]>
+        g (float[N,3,5,4] input) => (float[N,15,6] output) {{
+            shape = Constant <value_ints: ints = [0, 15, 4]> ()
+            weight = Constant <value = float[4,6] {{ {", ".join(map(str, weight.ravel()))} }}> ()
+            bias = Constant <value = float[6] {{ {", ".join(map(str, bias))} }}> ()
+            tokens = Reshape (input, shape)
+            product = MatMul (tokens, weight)
+            output = Add (product, bias)
+        }}"""
+    )
+    graph = ir.from_proto(onnx.shape_inference.infer_shapes(model))
+    assert run_pass(LinearMapsToConv(), graph).rewrites == 1
+    assert ops(graph) == Counter(Transpose=2, Conv=1, Reshape=1)
+    want = x.astype(np.float64).reshape(2, 15, 4) @ weight + bias
+    assert support.relative_error(support.run_model(graph, x)[0], want) <= 1e-6
 
 
 def pointwise(model: ir.Model) -> int:
