@@ -25,27 +25,43 @@ from .timing import Stopwatch
 
 @dataclass(frozen=True)
 class Runtime:
-    """One target's file, as data."""
+    """One target's file, as data.
+
+    Attributes:
+        lowers: it runs a float32 file in bfloat16.
+    """
 
     name: str
     check: Callable[[Precision], None]
     load: OpenSession
     settings: Callable[[int], dict[str, str | int]]
+    lowers: bool = False
 
 
 _ONNX_RUNTIME = Runtime(onnxruntime.NAME, onnxruntime.check, onnxruntime.open_session, onnxruntime.settings)
-_OPENVINO = Runtime(openvino.NAME, openvino.check, openvino.open_session, openvino.settings)
-_LOWERING = replace(
-    _OPENVINO, load=partial(openvino.open_session, hint="bf16"), settings=partial(openvino.settings, hint="bf16")
-)
-"""OpenVINO that runs a float32 file in bfloat16."""
-_RUNTIMES: Mapping[Target, tuple[Runtime, ...]] = {
-    "auto": (_ONNX_RUNTIME, _OPENVINO),
-    "onnx": (_ONNX_RUNTIME,),
-    "openvino": (_OPENVINO,),
-    "tensorrt": (),
-}
-"""On the host; an engine comes on top of them."""
+
+
+def _openvino(batch: int | None, hint: openvino.Hint = "f32") -> Runtime:
+    """Compiled for the one batch size that the model is for, if there is one."""
+    fixed: dict[str, str | int] = {} if batch is None else {"batch": batch}
+    return Runtime(
+        openvino.NAME,
+        openvino.check,
+        partial(openvino.open_session, hint=hint, batch=batch),
+        lambda threads: {**openvino.settings(threads, hint), **fixed},
+        lowers=hint == "bf16",
+    )
+
+
+def _runtimes(target: Target, batch: int | None) -> tuple[Runtime, ...]:
+    """On the host; an engine comes on top of them."""
+    by_target: Mapping[Target, tuple[Runtime, ...]] = {
+        "auto": (_ONNX_RUNTIME, _openvino(batch)),
+        "onnx": (_ONNX_RUNTIME,),
+        "openvino": (_openvino(batch),),
+        "tensorrt": (),
+    }
+    return by_target[target]
 
 
 @dataclass(frozen=True)
@@ -113,7 +129,7 @@ def judge_candidates(
 def _plans(file: File, proved: Mapping[str, Way], options: ExportOptions) -> list[_Plan]:
     delivered, float32 = as_written(file), made_by(lambda: file.float_form.model)
     plans = []
-    for runtime in _RUNTIMES[options.target]:
+    for runtime in _runtimes(options.target, options.batch.only):
         if options.precision != "fp32":
             plans.append(_Plan(runtime, "fp32", "fp32", "", replace(float32, load=runtime.load)))
         known = proved.get(file.name_in(runtime.name))
@@ -121,7 +137,8 @@ def _plans(file: File, proved: Mapping[str, Way], options: ExportOptions) -> lis
         precision = options.precision
         plans.append(_Plan(runtime, precision, precision, file.name, way, proved=known is not None))
     if options.target == "auto" and options.precision == "fp32":
-        plans.append(_Plan(_LOWERING, "bf16", "bf16", file.name, replace(delivered, load=_LOWERING.load)))
+        lowering = _openvino(options.batch.only, "bf16")
+        plans.append(_Plan(lowering, "bf16", "bf16", file.name, replace(delivered, load=lowering.load)))
     return [replace(plan, refusal=_refusal(plan, file)) for plan in plans]
 
 
@@ -146,7 +163,7 @@ def _engine_plans(engine: Engine, source: File, options: ExportOptions) -> list[
 def _refusal(plan: _Plan, file: File) -> str:
     try:
         plan.runtime.check(plan.precision)
-        if plan.runtime is _LOWERING:
+        if plan.runtime.lowers:
             _check_lowering(file)
     except MetaformerExportError as error:
         return str(error)

@@ -140,7 +140,8 @@ class _Sectioned(click.Group):
 @click.option(
     "--batch",
     metavar="N|MIN:OPT:MAX",
-    help="Batch sizes the model is for; MIN and OPT are timed. The file takes any, an engine these. "
+    help="Batch sizes the model is for; MIN and OPT are timed. The file takes any, an engine these; with a single one, "
+    "1 or N:N:N, OpenVINO compiles for it. "
     "[default: 1:1:32; 1:8:32 with an engine]",
 )
 @click.option(

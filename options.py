@@ -38,6 +38,11 @@ class BatchRange:
             raise InputError(f"--batch needs 1 <= MIN <= OPT <= MAX <= {MAX_BATCH}; got {text}.")
         return cls(smallest, usual, largest)
 
+    @property
+    def only(self) -> int | None:
+        """The one size that there is; None where there are several."""
+        return self.largest if self.smallest == self.largest else None
+
 
 DEFAULT_BATCH = BatchRange()
 """Taken for "not given"; an engine is then built for 1 to 32, and 8 as the usual one."""

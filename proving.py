@@ -277,7 +277,9 @@ def _ways(files: tuple[File, ...], options: ExportOptions) -> dict[str, Way]:
             way = made_by(partial(rounded, file.converted))
             ways[f"{file.name}, every tensor rounded to {low}"] = replace(way, load=as_written(file).load)
     if options.target == "openvino":
-        ways[files[0].name_in(openvino.NAME)] = replace(as_written(files[0]), load=openvino.open_session)
+        ways[files[0].name_in(openvino.NAME)] = replace(
+            as_written(files[0]), load=partial(openvino.open_session, batch=options.batch.only)
+        )
     return ways
 
 

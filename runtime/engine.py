@@ -22,6 +22,7 @@ class _Way:
     runtime: str
     file: Path
     hint: str = "f32"
+    batch: int | None = None
 
 
 def load_engine(path: str | Path, *, runtime: RuntimeName = "auto", threads: int | None = None) -> Session:
@@ -60,8 +61,11 @@ def _way(path: Path, runtime: RuntimeName) -> _Way:
     if runtime not in ("auto", chosen) or chosen not in _OPEN:
         return _Way("onnxruntime" if runtime == "auto" else runtime, path / "model.onnx")
     settings = choice.get("settings", {})
-    hint = settings.get("INFERENCE_PRECISION_HINT", "f32") if isinstance(settings, Mapping) else "f32"
-    return _Way(chosen, path / str(choice.get("file", "model.onnx")), str(hint))
+    if not isinstance(settings, Mapping):
+        settings = {}
+    hint, batch = settings.get("INFERENCE_PRECISION_HINT", "f32"), settings.get("batch")
+    file = path / str(choice.get("file", "model.onnx"))
+    return _Way(chosen, file, str(hint), batch if isinstance(batch, int) and batch > 0 else None)
 
 
 def _choice(folder: Path) -> Mapping[str, object]:
@@ -96,7 +100,8 @@ def _in_openvino(way: _Way, threads: int) -> Session:
     from . import openvino
 
     try:
-        return openvino.open_session(way.file, threads=threads, hint="bf16" if way.hint == "bf16" else "f32")
+        hint: openvino.Hint = "bf16" if way.hint == "bf16" else "f32"
+        return openvino.open_session(way.file, threads=threads, hint=hint, batch=way.batch)
     except MetaformerExportError as error:
         other = ' Or load it with runtime="onnxruntime".'
         raise type(error)(f"{way.file} cannot be run by OpenVINO: {error}{other}") from error

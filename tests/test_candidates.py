@@ -150,6 +150,23 @@ def test_target_openvino_decides_with_openvino_too(here: Path, precision: str) -
         assert support.relative_error(chosen(x)[0], other) <= 1e-4
 
 
+def test_one_batch_size_is_compiled_in(here: Path) -> None:
+    assert main([*SMALL, "--target", "openvino", "--batch", "1"]) == 0
+    parity_report, bench = _report("parity"), _report("bench")
+    assert parity_report["passed"]
+    assert parity_report["batches"] == [1, 3]
+    assert [each["settings"]["batch"] for each in (*bench["candidates"], bench["choice"])] == [1, 1]
+    said = "in OpenVINO with INFERENCE_PRECISION_HINT=f32, compiled for batches of 1, fp32"
+    assert said in Path("out", "report.html").read_text("utf-8")
+    chosen, other = load_engine("out"), load_engine("out", runtime="onnxruntime")
+    assert isinstance(chosen, openvino.Session)
+    assert chosen.batch == 1
+    x = support.image(2, 3, 64, 64)
+    assert support.relative_error(chosen(x)[0], other(x)[0]) <= 1e-4
+    (row,) = (row for row in bench["results"] if row["runtime"] == OPENVINO)
+    assert row["batch"] == 1
+
+
 def test_an_engine_without_a_choice_is_onnx_runtimes(here: Path) -> None:
     assert main([*SMALL, "--target", "onnx"]) == 0
     x = support.image(2, 3, 64, 64)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ...errors import EngineError, InputError, MetaformerExportError
-from .batches import DYNAMIC
+from ..batches import DYNAMIC
 from .cancelling import cancellable
 from .environment import AHEAD_OF_TIME, Environment, environment, named
 from .hints import advised

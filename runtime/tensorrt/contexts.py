@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from ...errors import EngineError, InputError
-from .batches import DYNAMIC
+from ..batches import DYNAMIC
 from .hints import advised
 from .listening import Messages
 

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from ...errors import EngineError, InputError
-from .batches import batch_axis, joined, parts_of, rows_of
+from ..batches import batch_axis, joined, parts_of, rows_of
 from .contexts import (
     Shape,
     Tensor,

@@ -57,6 +57,30 @@ def test_a_file_of_float32_computes_what_eager_computes_in_float32(lowered: Lowe
     assert support.relative_error(alone, logits[1:2]) <= 1e-4
 
 
+@pytest.mark.parametrize(("batch", "calls"), [(1, 3), (2, 2), (4, 1)])
+def test_a_batch_that_is_known_is_compiled_in_and_other_calls_are_cut_and_filled_up(
+    lowered: Lowered, logits: np.ndarray, monkeypatch: pytest.MonkeyPatch, batch: int, calls: int
+) -> None:
+    session = open_session(serialize(lowered.model), threads=2, batch=batch)
+    assert session.batch == batch
+    (images,) = session.compiled.inputs
+    assert list(images.get_shape()) == [batch, 3, 224, 224]
+    ran: list[int] = []
+    run = Session._run
+
+    def counted(self: Session, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+        ran.append(len(feeds[self.input_name]))
+        return run(self, feeds)
+
+    monkeypatch.setattr(Session, "_run", counted)
+    (got,) = session(X)
+    assert ran == [batch] * calls
+    assert got.shape == logits.shape
+    assert support.relative_error(got, logits) <= 1e-4
+    with pytest.raises(InputError, match="without images"):
+        session(X[:0])
+
+
 def test_weights_outside_the_graph_are_found_in_memory_and_in_files(
     lowered: Lowered, logits: np.ndarray, tmp_path: Path
 ) -> None:
@@ -115,9 +139,10 @@ def test_a_bfloat16_file_keeps_its_clusterings_in_float32_and_a_hint_would_not(
         assert kept.lent > lost.lent, kept.module
 
 
-def test_clusterings_can_be_given(boat: Lowered, small_boat: nn.Module) -> None:
+@pytest.mark.parametrize("batch", [None, 2])
+def test_clusterings_can_be_given(boat: Lowered, small_boat: nn.Module, batch: int | None) -> None:
     want, orders = EagerDecisions(small_boat)(X)
-    session, _ = Clusterings(lambda: boat.model, 2, open_session).open()
+    session, _ = Clusterings(lambda: boat.model, 2, partial(open_session, batch=batch)).open()
     output, *own = session(X, orders)
     assert support.relative_error(output, want[0]) <= 1e-4
     assert [order.shape for order in own] == [order.shape for order in orders.values()]

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from stand_in_engine import IO, Arrays, Context, DataType, Network, OnGpu, Recording, TensorRT, put_in_place
 
 from metaformer_export.errors import EngineError, InputError
+from metaformer_export.runtime.batches import Part, batch_axis, joined, parts_of, rows_of
 from metaformer_export.runtime.tensorrt import listening
-from metaformer_export.runtime.tensorrt.batches import Part, batch_axis, joined, parts_of, rows_of
 from metaformer_export.runtime.tensorrt.session import Session, session_of
 
 WINDOWS = 4

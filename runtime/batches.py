@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A batch of any size through an engine that takes some sizes only: cut at its largest, filled up to its smallest."""
+"""A batch of any size through a session that takes some sizes only: cut at its largest, filled up to its smallest."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import EngineError, InputError
+from ..errors import EngineError, InputError
 
 DYNAMIC = -1
-"""A size that is known when the engine runs."""
+"""A size that is known when the model runs."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """Images of a call that the engine computes together.
+    """Images of a call that are computed together.
 
     Attributes:
         first, end: the images are first, first + 1, ... end - 1 of the call.
@@ -35,13 +35,13 @@ class Part:
 
 
 def parts_of(images: int, smallest: int, largest: int) -> tuple[Part, ...]:
-    """The parts of a call, for an engine whose batch is from `smallest` to `largest`.
+    """The parts of a call, for a session whose batch is from `smallest` to `largest`.
 
     Raises:
         InputError: there are no images.
     """
     if images < 1:
-        raise InputError("a batch without images was given; an engine needs one image at least.")
+        raise InputError("a batch without images was given; it needs one image at least.")
     ends = [(first, min(first + largest, images)) for first in range(0, images, largest)]
     return tuple(Part(first, end, max(end - first, smallest)) for first, end in ends)
 
