@@ -42,7 +42,7 @@ _SHOWN = 10
     type=click.Choice(["auto", "onnx", "openvino", "tensorrt"]),
     default="auto",
     show_default=True,
-    help="Target of the exports that ranges are for: onnx quantises a graph of its own, all others the same.",
+    help="Target of the exports that ranges are for: onnx and openvino quantise graphs of their own, the others one.",
 )
 @click.option("--sensitivity", is_flag=True, help="Rank the modules by the error that each alone causes.")
 @click.option(

@@ -45,6 +45,7 @@ class Placement:
         centred: kinds of layer whose input, where it is one-sided, is shifted before it is quantised as signed bytes.
         tanh_gelu: whether a GELU whose result is quantised at once, in steps much larger than what its tanh
             approximation is off (ONNX's Gelu with approximate="tanh"), is computed by that.
+        offsets: whether every convolution in eight bits has to have an offset.
     """
 
     rules: Mapping[Kind, Rule]
@@ -53,6 +54,7 @@ class Placement:
     symmetric: bool
     tanh_gelu: bool = False
     centred: frozenset[Kind] = frozenset()
+    offsets: bool = False
 
 
 _COMMON: Mapping[Kind, Rule] = {
@@ -90,6 +92,9 @@ PLACEMENTS: Mapping[QuantizedFor, Placement] = {
         outputs=frozenset(),
         residuals=False,
         symmetric=False,
+        # OpenVINO 2026.4 multiplies what a convolution without one gives by its scale once for each node that reads it,
+        # if the batch is dynamic: Sigmoid(y) + y is off by all of its spread, and ACmix's and BOAT's logits were.
+        offsets=True,
     ),
     "tensorrt": Placement(
         {

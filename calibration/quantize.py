@@ -18,7 +18,7 @@ from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
 from ..artifacts import Converted, KeptLayer, Lowered
 from ..errors import CalibrationError
-from ..export.graph import attribute, constant, module_of, producer
+from ..export.graph import Builder, attribute, constant, module_of, producer
 from ..export.precision import convert, count_layers, float32_reasons
 from .centring import Shift, centred, give_back
 from .placement import LAYERS, PLACEMENTS, SMALLEST_RANGE, Kind, Placement, QuantizedFor
@@ -30,6 +30,8 @@ _PAIR = 127
 """The most that two weights of one sign may be together: 255 times one more, by rounding, is less than 2^15."""
 _LEAST_STEP = 8 * 4.8e-4
 """Of what is quantised behind a GELU by tanh, which is at most 4.8e-4 off (at 2.7)."""
+_NEXT_TO_NOTHING = 1e-30
+"""An offset that is no zero, which would be left out; float32 numbers above 2e-23 stay what they are."""
 QUANTIZED = "_quantized"
 """What ONNX Runtime's quantiser puts after the name of a weight."""
 _Q, _DQ = "QuantizeLinear", "DequantizeLinear"
@@ -111,6 +113,8 @@ def quantize(
         quantize_residuals(model.graph, joined, ranges)
     if placement.tanh_gelu:
         _approximate_gelus(model.graph)
+    if placement.offsets:
+        _give_offsets(model.graph)
     kept = _kept(decisions)
     if target == "tensorrt":
         half = convert(Lowered(lowered.spec, model, lowered.form, lowered.passes), "fp16", max_abs=max_abs or {})
@@ -265,6 +269,19 @@ def _approximate_gelus(graph: ir.Graph) -> None:
         steps = [constant(each.inputs[1]) for each in readers if each.op_type == _Q]
         if len(steps) == len(readers) and all(step is not None and step.min() >= _LEAST_STEP for step in steps):
             node.attributes["approximate"] = ir.AttrString("approximate", "tanh")
+
+
+def _give_offsets(graph: ir.Graph) -> None:
+    """Add next to nothing to the results of convolutions in eight bits that have no offset."""
+    for node in list(graph):
+        weight = producer(node.inputs[1], _DQ) if node.op_type == "Conv" else None
+        if weight is None or (len(node.inputs) > 2 and node.inputs[2] is not None):
+            continue
+        numbers = constant(weight.inputs[0])
+        if numbers is not None:
+            offset = Builder(node).constant(f"{node.name}.offset", np.full(len(numbers), _NEXT_TO_NOTHING, np.float32))
+            node.resize_inputs(3)
+            node.replace_input_with(2, offset)
 
 
 def _kept(decisions: Sequence[Decision]) -> tuple[KeptLayer, ...]:

@@ -116,7 +116,7 @@ def check_for(calibration: Calibration, path: Path, key: Key, model: str) -> Non
     """InputError unless ranges that the user gave are of this graph and these weights; images and method may differ."""
     wanted = replace(calibration.key, graph_sha256=key.graph_sha256, weights_sha256=key.weights_sha256)
     if difference := calibration.key.difference(wanted):
-        own = " (--target onnx quantises a graph of its own)" if calibration.model == model else ""
+        own = " (--target onnx and openvino quantise graphs of their own)" if calibration.model == model else ""
         raise InputError(
             f"{path} is of {difference} ({calibration.model}) than this {model}{own}; "
             "calibrate with --calib-data instead."
