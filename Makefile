@@ -39,6 +39,7 @@ bench: $(VENV)/.bench  ## every figure of docs/performance.md, hours on a quiet 
 	$(BIN)/python benchmarks/export_time.py --option --target --option onnx --out $(FIGURES)/export_time_onnx.json
 	$(BIN)/python benchmarks/accuracy.py --out $(FIGURES)/accuracy.json
 	$(BIN)/python benchmarks/quantised.py --out $(FIGURES)/quantised.json
+	$(BIN)/python benchmarks/fixed_batch.py --out $(FIGURES)/fixed_batch.json
 	$(BIN)/python benchmarks/document.py
 	$(BIN)/python benchmarks/mixer_ops.py
 

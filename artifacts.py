@@ -205,6 +205,7 @@ class Candidate:
         passed: whether it runs here and parity holds; `failures` says why not.
         rms_rel, cosine: worst over outputs, images and batches (with eager's clusters, where a model clusters);
             None if it did not run.
+        compiled_for: the one batch size that the runtime compiled the file for; None for any.
     """
 
     runtime: str
@@ -215,6 +216,7 @@ class Candidate:
     rms_rel: float | None = None
     cosine: float | None = None
     failures: tuple[str, ...] = ()
+    compiled_for: int | None = None
 
 
 @dataclass(frozen=True)
@@ -228,6 +230,7 @@ class Choice:
     batch: int
     median_ms: float
     speedup_over_eager: float
+    compiled_for: int | None = None
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ class Runtime:
 
     Attributes:
         lowers: it runs a float32 file in bfloat16.
+        compiles_for: one batch size; None for any.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Runtime:
     load: OpenSession
     settings: Callable[[int], dict[str, str | int]]
     lowers: bool = False
+    compiles_for: int | None = None
 
 
 _ONNX_RUNTIME = Runtime(onnxruntime.NAME, onnxruntime.check, onnxruntime.open_session, onnxruntime.settings)
@@ -43,13 +45,13 @@ _ONNX_RUNTIME = Runtime(onnxruntime.NAME, onnxruntime.check, onnxruntime.open_se
 
 def _openvino(batch: int | None, hint: openvino.Hint = "f32") -> Runtime:
     """Compiled for the one batch size that the model is for, if there is one."""
-    fixed: dict[str, str | int] = {} if batch is None else {"batch": batch}
     return Runtime(
         openvino.NAME,
         openvino.check,
         partial(openvino.open_session, hint=hint, batch=batch),
-        lambda threads: {**openvino.settings(threads, hint), **fixed},
+        partial(openvino.settings, hint=hint),
         lowers=hint == "bf16",
+        compiles_for=batch,
     )
 
 
@@ -190,7 +192,10 @@ def _tried(
     the delivered file is compared with), and the report where it ran.
     """
     settings = plan.runtime.settings(available_threads())
-    candidate = Candidate(plan.runtime.name, plan.precision, plan.file, settings, passed=False)
+    runtime = plan.runtime
+    candidate = Candidate(
+        runtime.name, plan.precision, plan.file, settings, passed=False, compiled_for=runtime.compiles_for
+    )
     if plan.refusal:
         return replace(candidate, failures=(plan.refusal,)), None, None
     try:

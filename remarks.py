@@ -84,8 +84,8 @@ def choice_line(choice: Choice, unstable: bool) -> str:
     """What to run, and how."""
     hint = choice.settings.get("INFERENCE_PRECISION_HINT")
     how = f" with INFERENCE_PRECISION_HINT={hint}" if hint else ""
-    if "batch" in choice.settings:
-        how += f", compiled for batches of {choice.settings['batch']}"
+    if choice.compiled_for is not None:
+        how += f", compiled for batches of {choice.compiled_for}"
     gain = "" if unstable else f", {choice.speedup_over_eager:.2f}x eager"
     return (
         f"choice: {choice.file} in {_TITLES[choice.runtime]}{how}, {choice.precision}, "

@@ -127,7 +127,8 @@ def choose(candidates: Sequence[Candidate], rows: list[BenchRow], batch: int) ->
         return None
     # Each was timed beside eager, but not always beside each other.
     row, best = max(timed, key=lambda pair: pair[0].speedup_over_eager)
-    return Choice(best.runtime, best.precision, best.file, best.settings, batch, row.median_ms, row.speedup_over_eager)
+    ms, speedup, fixed = row.median_ms, row.speedup_over_eager, best.compiled_for
+    return Choice(best.runtime, best.precision, best.file, best.settings, batch, ms, speedup, fixed)
 
 
 def gain_of(rows: Sequence[BenchRow], batch: int) -> Gain | None:

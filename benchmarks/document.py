@@ -19,6 +19,7 @@ from typing import Any
 import accuracy
 import click
 import export_time
+import fixed_batch
 import passes
 import portable
 import quantised
@@ -69,7 +70,9 @@ TABLES: Mapping[str, tuple[str, Callable[[Saved], str]]] = {
     "scaling": ("scaling.json", _scaling),
     "export_time": ("export_time.json", _export_time),
     "accuracy": ("accuracy.json", accuracy.markdown),
+    "fixed_batch": ("fixed_batch.json", fixed_batch.markdown),
     "quantised": ("quantised.json", quantised.markdown),
+    "quantised_anew": ("quantised_anew.json", quantised.markdown),
     "export_time_onnx": ("export_time_onnx.json", _export_time),
     "gpu": ("gpu.json", _gpu),
 }

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from saved import rows_of_others
 
-from metaformer_export.artifacts import Target
+from metaformer_export.artifacts import Lowered, Target
 from metaformer_export.calibrating import calibrated
 from metaformer_export.calibration import images as photographs
 from metaformer_export.calibration.dataset import Dataset, open_dataset
@@ -130,21 +130,25 @@ def _files(loaded: LoadedModel, shown: Dataset, folder: Path) -> dict[tuple[str,
     forms = list(dict.fromkeys(form for target in targets for form in (FLOAT_FORM[target], INT8_FORM[target])))
     lowered = dict(zip(forms, lower_all(trace(loaded.module, loaded.spec), forms), strict=True))
     naive = naively_quantised(loaded.module, shown, folder)
-
-    def quantised(target: Target) -> ModelFile:
-        options = ExportOptions(loaded.spec.name, precision="int8", target=target, calibration=CalibrationOptions())
-        graph, found = calibrated(lowered[INT8_FORM[target]], shown, options, folder / "none", Silent())
-        return serialize(quantize(graph, found.ranges, ON_CPU[target], weight_bits=weight_bits()).model)
-
-    def plain(target: Target) -> ModelFile:
-        return serialize(lowered[FLOAT_FORM[target]].model)
-
     files: dict[tuple[str, str], Callable[[], ModelFile | Path]] = {}
     for runtime, (_, target) in RUNTIMES.items():
-        files[runtime, "float32"] = partial(plain, target)
-        files[runtime, "INT8"] = partial(quantised, target)
+        files[runtime, "float32"], files[runtime, "INT8"] = own_files(target, lowered, shown, folder)
         files[runtime, "naive INT8"] = lambda: naive
     return files
+
+
+def own_files(
+    target: Target, lowered: Mapping[str, Lowered], shown: Dataset, folder: Path
+) -> tuple[Callable[[], ModelFile], Callable[[], ModelFile]]:
+    """What the tool makes for a target in float32 and in INT8, of the forms that it lowers to."""
+
+    def quantised() -> ModelFile:
+        graph = lowered[INT8_FORM[target]]
+        options = ExportOptions(graph.spec.name, precision="int8", target=target, calibration=CalibrationOptions())
+        graph, found = calibrated(graph, shown, options, folder / "none", Silent())
+        return serialize(quantize(graph, found.ranges, ON_CPU[target], weight_bits=weight_bits()).model)
+
+    return lambda: serialize(lowered[FLOAT_FORM[target]].model), quantised
 
 
 def write_crops(folder: Path, count: int = _CROPS) -> None:

@@ -61,9 +61,8 @@ def _way(path: Path, runtime: RuntimeName) -> _Way:
     if runtime not in ("auto", chosen) or chosen not in _OPEN:
         return _Way("onnxruntime" if runtime == "auto" else runtime, path / "model.onnx")
     settings = choice.get("settings", {})
-    if not isinstance(settings, Mapping):
-        settings = {}
-    hint, batch = settings.get("INFERENCE_PRECISION_HINT", "f32"), settings.get("batch")
+    hint = settings.get("INFERENCE_PRECISION_HINT", "f32") if isinstance(settings, Mapping) else "f32"
+    batch = choice.get("compiled_for")
     file = path / str(choice.get("file", "model.onnx"))
     return _Way(chosen, file, str(hint), batch if isinstance(batch, int) and batch > 0 else None)
 

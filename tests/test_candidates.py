@@ -155,7 +155,7 @@ def test_one_batch_size_is_compiled_in(here: Path) -> None:
     parity_report, bench = _report("parity"), _report("bench")
     assert parity_report["passed"]
     assert parity_report["batches"] == [1, 3]
-    assert [each["settings"]["batch"] for each in (*bench["candidates"], bench["choice"])] == [1, 1]
+    assert [each["compiled_for"] for each in (*bench["candidates"], bench["choice"])] == [1, 1]
     said = "in OpenVINO with INFERENCE_PRECISION_HINT=f32, compiled for batches of 1, fp32"
     assert said in Path("out", "report.html").read_text("utf-8")
     chosen, other = load_engine("out"), load_engine("out", runtime="onnxruntime")
